@@ -1,0 +1,519 @@
+"""What a topology file may say: the one reader of YAML and of the environment.
+
+A file has four parts: ``graph`` (who talks to whom), ``network`` (addresses; optional), ``experiment`` (everything
+that all peers must agree on) and ``peers`` (what differs by peer; optional). Unknown keys are errors.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dslth.errors import ConfigError, MissingFileError, UnknownPeerError
+
+__all__ = [
+    "PRESETS",
+    "AlgorithmConfig",
+    "DataConfig",
+    "DeviceConfig",
+    "ExperimentConfig",
+    "GraphConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "PartitionConfig",
+    "RunConfig",
+    "data_folder",
+    "identity",
+    "load",
+    "read_counts",
+    "shipped",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and a key that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# --- graph ----------------------------------------------------------------------------------------------------------
+
+
+class Ring(Settings):
+    """Each peer linked to the next, the last to the first."""
+
+    kind: Literal["ring"]
+    peers: Annotated[int, Field(ge=3)]
+
+
+class Line(Settings):
+    """Each peer linked to the next."""
+
+    kind: Literal["line"]
+    peers: Annotated[int, Field(ge=2)]
+
+
+class Star(Settings):
+    """Peer 0 linked to all others."""
+
+    kind: Literal["star"]
+    peers: Annotated[int, Field(ge=2)]
+
+
+class Full(Settings):
+    """Each peer linked to every other: a mesh."""
+
+    kind: Literal["full"]
+    peers: Annotated[int, Field(ge=2)]
+
+
+class Grid(Settings):
+    """Rows times columns; peer ``row * columns + column`` is linked to those beside, above and below."""
+
+    kind: Literal["grid"]
+    rows: Positive
+    columns: Positive
+
+
+class Torus(Settings):
+    """A grid whose opposite borders are linked."""
+
+    kind: Literal["torus"]
+    rows: Annotated[int, Field(ge=3)]
+    columns: Annotated[int, Field(ge=3)]
+
+
+class ErdosRenyi(Settings):
+    """Each pair linked with probability ``p``; drawn again (with derived seeds) until in one piece."""
+
+    kind: Literal["erdos-renyi"]
+    peers: Annotated[int, Field(ge=2)]
+    p: Share
+    seed: int | None = None
+
+
+class SmallWorld(Settings):
+    """Watts-Strogatz: a ring with ``neighbours`` links a peer, each rewired with probability ``p``."""
+
+    kind: Literal["small-world"]
+    peers: Annotated[int, Field(ge=3)]
+    neighbours: Annotated[int, Field(ge=2)]
+    p: Probability
+    seed: int | None = None
+
+
+class RandomRegular(Settings):
+    """Every peer has ``degree`` links, drawn at random."""
+
+    kind: Literal["random-regular"]
+    peers: Annotated[int, Field(ge=2)]
+    degree: Positive
+    seed: int | None = None
+
+
+class Edges(Settings):
+    """The links themselves, as pairs of ids 0 .. peers-1."""
+
+    kind: Literal["edges"]
+    peers: Annotated[int, Field(ge=2)]
+    edges: tuple[tuple[int, int], ...]
+
+
+class GraphFile(Settings):
+    """A file made elsewhere: 0/1 adjacency matrix, edge list, or GraphML; relative to the topology file."""
+
+    kind: Literal["file"]
+    file: str
+
+
+GraphConfig = Annotated[
+    Ring | Line | Star | Full | Grid | Torus | ErdosRenyi | SmallWorld | RandomRegular | Edges | GraphFile,
+    Field(discriminator="kind"),
+]
+
+# --- network --------------------------------------------------------------------------------------------------------
+
+
+class NetworkConfig(Settings):
+    """Where peers listen: peer ``i`` at ``host:base_port + i``, at ``host:port``, or at ``addresses[i]``.
+
+    ``host`` may hold ``{id}``, as in ``peer-{id}``.
+    """
+
+    host: str = "127.0.0.1"
+    base_port: Annotated[int, Field(ge=1, le=65535)] = 47100
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    addresses: tuple[str, ...] | None = None
+
+    def address(self, peer: int) -> str:
+        """Give the ZeroMQ address of a peer, e.g. ``tcp://127.0.0.1:47103``."""
+        if self.addresses is not None:
+            if peer >= len(self.addresses):
+                raise ConfigError(f"network.addresses: {len(self.addresses)} addresses, but there is a peer {peer}")
+            address = self.addresses[peer]
+            return address if "://" in address else f"tcp://{address}"
+        port = self.port if self.port is not None else self.base_port + peer
+        if port > 65535:
+            raise ConfigError(f"network.base_port: {self.base_port} leaves no port for peer {peer}")
+        return f"tcp://{self.host.replace('{id}', str(peer))}:{port}"
+
+
+# --- experiment -----------------------------------------------------------------------------------------------------
+
+
+class ByKind(Settings):
+    """One density for convolutions, one for linear layers."""
+
+    conv: Share
+    linear: Share
+
+
+Density = Share | ByKind | tuple[Share, ...]
+"""Share of a layer's weights that a mask keeps: for all layers, by kind of layer, or layer by layer."""
+
+
+class IidPartition(Settings):
+    """Everybody draws from all classes alike."""
+
+    kind: Literal["iid"]
+    fraction: Share = 1.0
+
+
+class ClassesPartition(Settings):
+    """Each peer has ``classes_per_peer`` of the classes, dealt so that each class has equally many owners."""
+
+    kind: Literal["classes"]
+    classes_per_peer: Positive
+    fraction: Share = 1.0
+
+
+class DirichletPartition(Settings):
+    """Each class is shared out in Dirichlet(alpha) proportions: the smaller alpha, the less alike the peers."""
+
+    kind: Literal["dirichlet"]
+    alpha: Annotated[float, Field(gt=0)]
+    fraction: Share = 1.0
+
+
+class CountsPartition(Settings):
+    """A table of training samples, a row a peer, a column a class.
+
+    A table that asks for more than the data set holds is scaled down as a whole, each count truncated.
+    """
+
+    kind: Literal["counts"]
+    file: str | None = None
+    table: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] | None = None
+    fraction: Share = 1.0
+
+
+PartitionConfig = Annotated[
+    IidPartition | ClassesPartition | DirichletPartition | CountsPartition, Field(discriminator="kind")
+]
+
+
+class DataConfig(Settings):
+    """Which data, who gets what, and how many test samples are looked at (at most, per peer and test set)."""
+
+    name: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
+    partition: PartitionConfig = ClassesPartition(kind="classes", classes_per_peer=4)
+    test_samples: Positive = 500
+    folder: str | None = None
+
+
+class ModelConfig(Settings):
+    """A network of the zoo, and how its frozen weights are drawn."""
+
+    name: Literal["mlp", "cnn", "resnet8"] = "cnn"
+    init: Literal["default", "signed"] = "signed"
+    norm: Literal["local-response", "group"] = "group"
+    output_elu: bool = False
+
+
+class AlgorithmConfig(Settings):
+    """MCE-PL's constants. ``min_filter_weights``: filters that keep at most so many weights are dropped (0: never)."""
+
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    fine_tune_lr: Annotated[float, Field(ge=0)]
+    local_steps: Positive = 1
+    batch: Positive = 128
+    density: Density
+    lasso: Annotated[float, Field(ge=0)] = 0.0
+    min_filter_weights: Annotated[int, Field(ge=0)] = 0
+    scores: Literal["own", "common"] = "own"
+    exchange: bool = True
+
+
+class ExperimentConfig(Settings):
+    """What all peers of a run agree on."""
+
+    preset: Literal["signed", "mce-pl"] = "signed"
+    seed: Annotated[int, Field(ge=0)] = 1
+    rounds: Positive = 20
+    data: DataConfig = DataConfig()
+    model: ModelConfig
+    algorithm: AlgorithmConfig
+    codec: Literal["bitpack"] = "bitpack"
+    deadline: Annotated[float, Field(gt=0)] = 60.0
+    evaluate_every: Positive = 1
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # For accuracy: signed constants, group norm, several steps a round.
+    "signed": {
+        "model": {"init": "signed", "norm": "group", "output_elu": False},
+        "algorithm": {
+            "lr": 1.0,
+            "fine_tune_lr": 1.0,
+            "weight_decay": 0.0,
+            "local_steps": 1,
+            "density": {"conv": 0.3, "linear": 0.5},
+        },
+    },
+    # The paper's protocol, constant for constant.
+    "mce-pl": {
+        "model": {"init": "default", "norm": "local-response", "output_elu": True},
+        "algorithm": {
+            "lr": 10.0,
+            "fine_tune_lr": 10.0,
+            "weight_decay": 5e-4,
+            "local_steps": 1,
+            "density": {"conv": 0.3, "linear": 0.9},
+        },
+    },
+}
+"""Named settings that a file selects with ``experiment.preset`` and overrides key by key."""
+
+# --- peers ----------------------------------------------------------------------------------------------------------
+
+
+class DeviceConfig(Settings):
+    """What kind of device a peer is: a profile under ``peers/``, or a peer's own entry; its keys win over the run's.
+
+    ``speed`` below 1 stretches the peer's computing time by 1/speed, so that a fast machine can play a slow device.
+    """
+
+    description: str = ""
+    density: Density | None = None
+    batch: Positive | None = None
+    threads: Positive = 1
+    speed: Share = 1.0
+
+
+class PeerConfig(DeviceConfig):
+    """One peer's entry: a profile's name or path, and keys that win over the profile's."""
+
+    profile: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How reports call the device: by its profile's file name."""
+        return Path(self.profile).stem if self.profile else "this machine"
+
+
+class RunConfig(Settings):
+    """A topology file, read and checked."""
+
+    graph: GraphConfig
+    network: NetworkConfig | None = None
+    experiment: ExperimentConfig
+    peers: dict[int, PeerConfig] = {}
+
+    def device(self, peer: int) -> PeerConfig:
+        """Give the settings of a peer's device."""
+        return self.peers.get(peer, PeerConfig())
+
+    def check_peers(self, n_peers: int) -> None:
+        """Raise UnknownPeerError where the file speaks of a peer that the graph does not have."""
+        for peer in self.peers:
+            check_peer(peer, n_peers, "peers")
+
+    def to_yaml(self) -> str:
+        """Write the file back, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def check_peer(peer: int, n_peers: int, where: str) -> None:
+    """Raise UnknownPeerError unless the graph has this peer."""
+    if not 0 <= peer < n_peers:
+        raise UnknownPeerError(f"{where}: there is no peer {peer}; this graph has peers 0 to {n_peers - 1}")
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def shipped(folder: Literal["topologies", "peers"]) -> Path:
+    """Find the topology files or device profiles that come with dslth, in a checkout or an installed wheel."""
+    installed = Path(__file__).parent / "shipped" / folder
+    return installed if installed.is_dir() else Path(__file__).parents[2] / folder
+
+
+def data_folder(config: DataConfig) -> Path:
+    """Give the folder for data sets: the setting, else ``DSLTH_DATA_DIR``, else the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(config.folder or os.environ.get("DSLTH_DATA_DIR") or f"{cache}/dslth").expanduser()
+
+
+def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a topology file, given by path or by a name that is shipped.
+
+    ``overrides`` are nested keys that win over the file's. Files that the topology names are found relative to it; a
+    counts table and device profiles are read into the result, so that it stands alone.
+
+    Raises MissingFileError and ConfigError, each naming the file and the key.
+    """
+    file = _find(Path(path), "topologies", "topology")
+    raw = _merge(_read_yaml(file), overrides or {})
+    experiment = raw.setdefault("experiment", {})
+    if isinstance(experiment, dict):
+        preset = experiment.get("preset", "signed")
+        if isinstance(preset, str) and preset in PRESETS:
+            raw["experiment"] = _merge(PRESETS[preset], experiment)
+    if isinstance(raw.get("peers"), dict):
+        raw["peers"] = {key: _with_profile(entry, file) for key, entry in raw["peers"].items()}
+    run = _validate(raw, file)
+    return _standing_alone(run, file.parent)
+
+
+def _standing_alone(run: RunConfig, folder: Path) -> RunConfig:
+    if isinstance(run.graph, GraphFile):
+        graph = run.graph.model_copy(update={"file": str(folder / run.graph.file)})
+        run = run.model_copy(update={"graph": graph})
+    data = run.experiment.data
+    partition = data.partition
+    if isinstance(partition, CountsPartition):
+        if (partition.file is None) == (partition.table is None):
+            raise ConfigError("experiment.data.partition: give either 'file' or 'table'")
+        if partition.file is not None:
+            table = read_counts(folder / partition.file)
+            partition = partition.model_copy(update={"file": None, "table": table})
+            data = data.model_copy(update={"partition": partition})
+            run = run.model_copy(update={"experiment": run.experiment.model_copy(update={"data": data})})
+    return run
+
+
+def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Read a counts table: whitespace-separated integers, a row a peer, a column a class."""
+    rows: list[tuple[int, ...]] = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            row = tuple(int(word) for word in line.split())
+        except ValueError:
+            raise ConfigError(f"{path}:{number}: a counts table holds whole numbers only, got {line[:40]!r}") from None
+        if any(count < 0 for count in row) or (rows and row and len(row) != len(rows[0])):
+            raise ConfigError(f"{path}:{number}: rows must be equally long and counts at least 0")
+        if row:
+            rows.append(row)
+    if not rows:
+        raise ConfigError(f"{path}: the counts table is empty")
+    return tuple(rows)
+
+
+def _with_profile(entry: Any, topology: Path) -> Any:
+    if not isinstance(entry, dict) or not isinstance(entry.get("profile"), str):
+        return entry
+    name = entry["profile"]
+    beside = topology.parent / name
+    file = beside if beside.is_file() else _find(Path(name), "peers", "device profile")
+    profile = _read_yaml(file)
+    try:
+        DeviceConfig.model_validate(profile)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_first(error)}") from None
+    return {**profile, **entry}
+
+
+def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path:
+    candidates = [path, shipped(folder) / path]
+    if not path.suffix:
+        candidates.append(shipped(folder) / f"{path}.yaml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(file.stem for file in shipped(folder).glob("*.yaml")))
+    raise MissingFileError(f"no {what} file {str(path)!r}; the ones that come with dslth: {known}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise MissingFileError(f"cannot read {path}: {reason}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top, got {type(raw).__name__}")
+    return raw
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``over`` on ``base``; mappings merge key by key, but one that names another ``kind`` replaces the whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        same_kind = (
+            isinstance(below, dict) and isinstance(value, dict) and value.get("kind") in (None, below.get("kind"))
+        )
+        merged[key] = _merge(below, value) if same_kind and isinstance(below, dict) and key != "density" else value
+    return merged
+
+
+def _validate(raw: Mapping[str, Any], file: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """Put the first complaint of a validation in one line, with the key it is about."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "extra_forbidden":
+        text = "unknown key"
+    elif first["type"] == "missing":
+        text = "missing"
+    else:
+        text = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r:.60}"
+    more = error.error_count() - 1
+    return f"{key}: {text}" + (f" (and {more} more)" if more else "")
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def identity(run: RunConfig, edges: str) -> dict[str, str]:
+    """Flatten all that peers of one run must share to ``{"experiment.seed": "1", ...}``.
+
+    Left out is what a peer may choose for itself: rounds, where data lie, codec, deadline, evaluation, its device.
+    """
+    shared = run.experiment.model_dump(
+        mode="json",
+        exclude={"preset": True, "rounds": True, "codec": True, "deadline": True, "evaluate_every": True}
+        | {"data": {"folder": True, "test_samples": True}},
+    )
+    return {"topology": edges, **dict(_flatten("", shared))}
+
+
+def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, below in sorted(value.items()):
+            yield from _flatten(f"{prefix}.{key}" if prefix else key, below)
+    else:
+        yield prefix, str(value)

@@ -1,0 +1,299 @@
+"""The data sets: found in a folder or downloaded, checked, and held as bytes."""
+
+import gzip
+import hashlib
+import importlib.metadata
+import io
+import os
+import pickle
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dslth import config
+from dslth.errors import DataError
+
+__all__ = ["CIFAR10_ARCHIVE", "IDX_FILES", "SHAPES", "Dataset", "Remote", "download", "load"]
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+"""Channels, height and width of each data set's images."""
+
+CLASSES = 10
+DEBIAN = Path("/usr/share/datasets")
+TIMEOUT = 20.0
+"""Seconds without a byte after which a download is given up."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images are uint8 (n, channels, height, width), labels int64 (n,) in 0 .. classes-1."""
+
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    classes: int = CLASSES
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file to download and the MD5 that its publisher states."""
+
+    url: str
+    md5: str
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.url.rpartition("/")[2]
+
+
+def _idx_files(base: str, md5s: tuple[str, str, str, str]) -> tuple[Remote, ...]:
+    names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(Remote(f"{base}/{name}-ubyte.gz", md5) for name, md5 in zip(names, md5s, strict=True))
+
+
+IDX_FILES = {
+    "mnist": _idx_files(
+        "https://ossci-datasets.s3.amazonaws.com/mnist",
+        (
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+    ),
+    "fashion-mnist": _idx_files(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+        (
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+    ),
+}
+CIFAR10_ARCHIVE = Remote("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
+
+
+def load(settings: config.DataConfig, progress: Progress | None = None) -> Dataset:
+    """Read a data set, downloading it first where it is in none of the places that are looked at.
+
+    Those are the data folder (``data.folder``, ``DSLTH_DATA_DIR`` or the user's cache) and its subfolder of the data
+    set's name; for MNIST and Fashion-MNIST also Debian's ``/usr/share/datasets``. ``progress(name, done, total)`` is
+    called as bytes arrive.
+
+    Raises DataError.
+    """
+    if settings.name == "digits":
+        return _digits()
+    folder = config.data_folder(settings)
+    if settings.name == "cifar10":
+        return _cifar10(folder, progress)
+    return _idx(settings.name, folder, progress)
+
+
+# --- digits ---------------------------------------------------------------------------------------------------------
+
+
+def _digits() -> Dataset:
+    """Read scikit-learn's copy of the UCI digits; every fifth scan is a test sample.
+
+    The file is read in place: importing scikit-learn would cost each peer 60 MB and a second.
+    """
+    path = Path(str(importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
+    try:
+        with gzip.open(path, "rt") as file:
+            table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"digits: {path} cannot be read ({error}); reinstall scikit-learn") from None
+    images = (table[:, :64] * 255 // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+    test = np.arange(len(table)) % 5 == 4
+    return Dataset(images[~test], table[~test, 64], images[test], table[test, 64])
+
+
+# --- MNIST, Fashion-MNIST -------------------------------------------------------------------------------------------
+
+
+def _idx(name: Literal["mnist", "fashion-mnist"], folder: Path, progress: Progress | None) -> Dataset:
+    files = IDX_FILES[name]
+    places = [folder, folder / name, DEBIAN / name]
+    home = next((place for place in places if all(_variant(place, file.name) for file in files)), None)
+    if home is None:
+        home = folder / name
+        for file in files:
+            download(file, home, name, progress)
+    arrays = []
+    for file in files:
+        path = _variant(home, file.name)
+        assert path is not None  # noqa: S101  (found or downloaded above)
+        arrays.append(_read_idx(path))
+    train_images, train_labels, test_images, test_labels = arrays
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or labels.max(initial=0) >= CLASSES:
+            raise DataError(f"{name}: the files under {home} do not belong together: {images.shape}, {labels.shape}")
+    return Dataset(
+        train_images[:, None], train_labels.astype(np.int64), test_images[:, None], test_labels.astype(np.int64)
+    )
+
+
+def _variant(folder: Path, name: str) -> Path | None:
+    """Find a file gzipped or not."""
+    return next((path for path in (folder / name, folder / name.removesuffix(".gz")) if path.is_file()), None)
+
+
+def _read_idx(path: Path) -> Images:
+    """Read an IDX file of unsigned bytes: magic 0, 0, 8, dimensions, big-endian sizes, data."""
+    try:
+        content = path.read_bytes()
+        raw = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    dimensions = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
+    shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
+    if not shape or len(raw) != 4 + 4 * dimensions + int(np.prod(shape)):
+        raise DataError(f"{path}: not a complete IDX file of bytes; delete it and get it again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------------------------------------
+
+_BINARY = ("cifar-10-batches-bin", "data_batch_{}.bin", "test_batch.bin")
+_PYTHON = ("cifar-10-batches-py", "data_batch_{}", "test_batch")
+
+
+def _cifar10(folder: Path, progress: Progress | None) -> Dataset:
+    found = _find_cifar10(folder)
+    if found is None:
+        archive = download(CIFAR10_ARCHIVE, folder / "cifar10", "cifar10", progress)
+        _extract(archive, folder / "cifar10")
+        found = _find_cifar10(folder)
+    if found is None:
+        raise DataError(f"cifar10: {folder} has no data_batch_1 and test_batch after unpacking {CIFAR10_ARCHIVE.name}")
+    train, test, read = found
+    train_images, train_labels = zip(*map(read, train), strict=True)
+    return Dataset(np.concatenate(train_images), np.concatenate(train_labels), *read(test))
+
+
+def _find_cifar10(folder: Path) -> tuple[list[Path], Path, Callable[[Path], tuple[Images, Labels]]] | None:
+    for (inner, train, test), read in ((_BINARY, _read_cifar_binary), (_PYTHON, _read_cifar_python)):
+        for place in (folder, folder / inner, folder / "cifar10", folder / "cifar10" / inner):
+            batches = [place / train.format(i) for i in range(1, 6)]
+            present = [batch for batch in batches if batch.is_file()]
+            if present and (place / test).is_file():
+                return present, place / test, read
+    return None
+
+
+def _read_cifar_binary(path: Path) -> tuple[Images, Labels]:
+    """Read records of one label byte and 3072 image bytes."""
+    try:
+        raw = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if not raw.size or raw.size % 3073 or raw[::3073].max() >= CLASSES:
+        raise DataError(f"{path}: not a CIFAR-10 batch in binary form")
+    records = raw.reshape(-1, 3073)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles dictionaries of numpy arrays; any other class in the file is refused before it is looked up."""
+
+    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype"})
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "numpy" and name in self._ALLOWED:
+            return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)  # type: ignore[attr-defined]
+        if (module, name) == ("_codecs", "encode"):  # how Python 2 byte strings are written by Python 3
+            return lambda text, encoding: str(text).encode("latin1")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _read_cifar_python(path: Path) -> tuple[Images, Labels]:
+    """Read a pickled dictionary of ``data`` (n, 3072) and ``labels``, without running what a pickle may hold."""
+    try:
+        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        images = np.asarray(batch[b"data"])
+        labels = np.asarray(batch[b"labels"], np.int64)
+        if (
+            images.dtype != np.uint8
+            or images.shape != (len(labels), 3072)
+            or not 0 <= labels.min() <= labels.max() < 10
+        ):
+            raise ValueError("data and labels of unexpected type or shape")
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise DataError(f"{path}: not a CIFAR-10 batch in Python form: {error}") from None
+    return images.reshape(-1, 3, 32, 32), labels
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Unpack the batches, and only them, out of the downloaded archive."""
+    inner, train, test = _BINARY
+    wanted = {train.format(i) for i in range(1, 6)} | {test}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = member.name.rpartition("/")[2]
+                source = tar.extractfile(member) if name in wanted else None
+                if source is not None:
+                    _write_atomically(folder / inner / name, source.read())
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{archive}: cannot be unpacked: {error}") from None
+
+
+# --- download -------------------------------------------------------------------------------------------------------
+
+
+def download(remote: Remote, folder: Path, name: str, progress: Progress | None = None) -> Path:
+    """Fetch a file into a folder, check its MD5, and only then give it its name; a file that is there is kept.
+
+    Raises DataError that says where the file can be put by hand.
+    """
+    target = folder / remote.name
+    if target.is_file():
+        return target
+    by_hand = f"put {remote.name} into {folder}, or name its folder with --data-dir"
+    content = bytearray()
+    try:
+        with urllib.request.urlopen(remote.url, timeout=TIMEOUT) as response:  # noqa: S310  (constant http(s) URLs)
+            total = int(response.headers.get("Content-Length") or 0)
+            while chunk := response.read(1 << 16):
+                content += chunk
+                if progress:
+                    progress(remote.name, len(content), total)
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"{name}: not found, and {remote.url} cannot be fetched ({reason}); {by_hand}") from None
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != remote.md5:
+        raise DataError(f"{name}: {remote.url} gave {len(content)} bytes with MD5 {found}, not {remote.md5}; {by_hand}")
+    try:
+        _write_atomically(target, bytes(content))
+    except OSError as error:
+        raise DataError(f"{name}: cannot write {target}: {error.strerror}") from None
+    return target
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as part:
+        try:
+            part.write(content)
+            part.close()
+            os.replace(part.name, path)
+        except BaseException:
+            os.unlink(part.name)
+            raise

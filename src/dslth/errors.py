@@ -1,0 +1,98 @@
+"""Every error that dslth raises on purpose, and the exit code that a command ends with.
+
+::
+
+    DslthError              1   something went wrong that dslth can explain
+    ├── ConfigError         3   a topology file or an option says what cannot be
+    ├── TopologyError       4   the graph is no graph to learn on: in pieces, impossible degrees
+    ├── UnknownPeerError    5   a peer id that the graph does not have
+    ├── MissingFileError    6   a file or folder that is not there or cannot be read
+    ├── DataError           7   a data set is missing, damaged, or too small for the partition
+    ├── AddressError        8   a port is taken or an address cannot be listened on
+    ├── JoinError           9   neighbours did not show up within the join time-out
+    ├── WrongRunError      10   a neighbour belongs to another run: other seed, model, data, algorithm or graph
+    ├── PeerFailedError    11   a peer of a local run ended before its last round
+    └── OutputError        12   the run folder cannot be written
+
+Exit code 0 means done, 2 a misspelt command line (said by the option parser), 130 Ctrl-C.
+"""
+
+__all__ = [
+    "AddressError",
+    "ConfigError",
+    "DataError",
+    "DslthError",
+    "JoinError",
+    "MissingFileError",
+    "OutputError",
+    "PeerFailedError",
+    "TopologyError",
+    "UnknownPeerError",
+    "WrongRunError",
+]
+
+
+class DslthError(Exception):
+    """Base of all errors that a person can mend; its text is one line: what is wrong, where, what to change."""
+
+    exit_code = 1
+
+
+class ConfigError(DslthError):
+    """A topology file or an option says what cannot be."""
+
+    exit_code = 3
+
+
+class TopologyError(DslthError):
+    """The graph is no graph to learn on."""
+
+    exit_code = 4
+
+
+class UnknownPeerError(DslthError):
+    """A peer id that the graph does not have."""
+
+    exit_code = 5
+
+
+class MissingFileError(DslthError):
+    """A file or folder that is not there or cannot be read."""
+
+    exit_code = 6
+
+
+class DataError(DslthError):
+    """A data set is missing, damaged, or too small for the partition."""
+
+    exit_code = 7
+
+
+class AddressError(DslthError):
+    """A port is taken, or an address cannot be listened on."""
+
+    exit_code = 8
+
+
+class JoinError(DslthError):
+    """Neighbours did not show up within the join time-out."""
+
+    exit_code = 9
+
+
+class WrongRunError(DslthError):
+    """A neighbour belongs to another run."""
+
+    exit_code = 10
+
+
+class PeerFailedError(DslthError):
+    """A peer of a local run ended before its last round."""
+
+    exit_code = 11
+
+
+class OutputError(DslthError):
+    """The run folder cannot be written."""
+
+    exit_code = 12

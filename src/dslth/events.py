@@ -1,0 +1,109 @@
+"""What a peer says about its run, as JSON lines; never data, scores or masks."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+__all__ = ["Event", "Finished", "Joined", "LinkStats", "RoundReport", "Seconds", "parse"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LinkStats(_Record):
+    """Bytes exchanged with one neighbour since the record before.
+
+    Payload is the encoded masks; messages are payloads plus headers, hellos included; link is what the kernel's TCP
+    carried (None where it cannot be read).
+    """
+
+    payload_sent: int = 0
+    payload_received: int = 0
+    message_sent: int = 0
+    message_received: int = 0
+    link_sent: int | None = None
+    link_received: int | None = None
+
+    def __sub__(self, earlier: "LinkStats") -> "LinkStats":
+        """Give the bytes between two readings; link bytes stay None where they cannot be read."""
+        return LinkStats(
+            payload_sent=self.payload_sent - earlier.payload_sent,
+            payload_received=self.payload_received - earlier.payload_received,
+            message_sent=self.message_sent - earlier.message_sent,
+            message_received=self.message_received - earlier.message_received,
+            link_sent=None if self.link_sent is None else self.link_sent - (earlier.link_sent or 0),
+            link_received=None if self.link_received is None else self.link_received - (earlier.link_received or 0),
+        )
+
+
+class Seconds(_Record):
+    """Where the time of a round went."""
+
+    compute: float = 0.0
+    encode: float = 0.0
+    wait: float = 0.0
+    decode: float = 0.0
+    fine_tune: float = 0.0
+    evaluate: float = 0.0
+
+
+class Joined(_Record):
+    """All neighbours have said hello. ``sizes`` are the masked weights of each layer, ``time`` is Unix time."""
+
+    event: Literal["joined"] = "joined"
+    peer: int
+    time: float
+    neighbours: tuple[int, ...]
+    model: str
+    sizes: tuple[int, ...]
+    training_samples: int
+    device: str
+    links: Mapping[int, LinkStats]
+
+
+class RoundReport(_Record):
+    """One round. Density and flips (share of bits that changed since the last mask sent) are per layer."""
+
+    event: Literal["round"] = "round"
+    peer: int
+    time: float
+    round: int
+    loss: float
+    accuracy_personal: float | None
+    accuracy_global: float | None
+    density: tuple[float, ...]
+    flips: tuple[float, ...] | None
+    mask_digest: str
+    links: Mapping[int, LinkStats]
+    seconds: Seconds
+    missing: tuple[int, ...]
+    refused: Mapping[str, int]
+    memory_bytes: int
+
+
+class Finished(_Record):
+    """The peer is done, or was asked to end. ``mask_digest`` is that of its ticket, ``refused`` counts the whole run."""
+
+    event: Literal["finished"] = "finished"
+    peer: int
+    time: float
+    rounds_completed: int
+    accuracy_personal: float | None
+    accuracy_global: float | None
+    mask_digest: str
+    links: Mapping[int, LinkStats]
+    refused: Mapping[str, int]
+
+
+Event = Joined | RoundReport | Finished
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+def parse(line: str | bytes) -> Event | None:
+    """Read one line; None where it is not one of ours (a torn last line, somebody else's bytes)."""
+    try:
+        return _EVENT.validate_json(line)
+    except ValidationError:
+        return None

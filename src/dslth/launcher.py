@@ -1,0 +1,417 @@
+"""All peers of a run on this machine: forked from a warm server, or as threads; watched, collected, ended."""
+
+import multiprocessing
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import zmq
+
+from dslth import data, events, partition
+from dslth.config import NetworkConfig, RunConfig
+from dslth.errors import DslthError, MissingFileError, PeerFailedError
+from dslth.events import Event
+from dslth.report import summarise
+from dslth.runfolder import RunFolder
+from dslth.topology import Topology
+
+__all__ = ["Outcome", "end_on_signals", "preflight", "run_local", "run_one"]
+
+GRACE_SECONDS = 10.0
+"""How long peers that were asked to end may take before they are killed."""
+TICK = 0.1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run. ``interrupted``: it was asked to end before its last round."""
+
+    folder: RunFolder
+    summary: dict[str, Any]
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a peer ended early, in a form that crosses a process boundary."""
+
+    exit_code: int
+    text: str
+    trace: str
+
+
+def preflight(run: RunConfig, topology: Topology, progress: data.Progress | None = None) -> str:
+    """Check, before anything starts, what would fail in every peer: ids, addresses, data, partition.
+
+    Gives a note for the person, or an empty text.
+    """
+    run.check_peers(topology.peers)
+    for peer in range(topology.peers):
+        (run.network or NetworkConfig()).address(peer)
+    dataset = data.load(run.experiment.data, progress)
+    shares = partition.split(
+        run.experiment.data,
+        topology.peers,
+        run.experiment.seed,
+        dataset.train_labels,
+        dataset.test_labels,
+        dataset.classes,
+    )
+    return shares.note
+
+
+@contextmanager
+def end_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM set ``stop`` in place of cutting through what is going on."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+# --- one peer -------------------------------------------------------------------------------------------------------
+
+
+def run_one(
+    peer: int,
+    run: RunConfig,
+    topology: Topology,
+    folder: RunFolder,
+    stop: threading.Event,
+    *,
+    listen: str,
+    meet: Callable[[str], Sequence[str]],
+    memory: Any = None,
+    reports: str | None = None,
+    watch: Callable[[Event], None] | None = None,
+    join_timeout: float = 60.0,
+) -> events.Finished:
+    """Run one peer of a run in this thread, from listening to its ticket.
+
+    ``meet`` is told the address that the peer listens on and gives those of all peers. ``memory`` is the MemoryNetwork
+    of a run in one process; without one the peer talks ZeroMQ.
+    """
+    from dslth import sinks, wire
+    from dslth.learner import Learner  # torch is heavy: only who learns loads it
+    from dslth.peer import Peer, Place
+    from dslth.transport.memory import MemoryTransport
+    from dslth.transport.zeromq import ZeroMqTransport
+
+    learner = Learner(peer, topology.peers, run.experiment, run.device(peer))
+    largest = wire.max_payload(learner.sizes)
+    transport = ZeroMqTransport(largest) if memory is None else MemoryTransport(memory, peer)
+    outputs: list[sinks.Sink] = []
+    try:
+        addresses = meet(transport.listen(listen))
+        outputs.append(sinks.JsonLines(folder.reports(peer)))
+        if reports is not None:
+            outputs.append(sinks.Push(reports))
+        if watch is not None:
+            outputs.append(sinks.Call(watch))
+        place = Place(peer, run, topology, addresses, join_timeout)
+        return Peer(place, learner, transport, outputs, stop).run(folder.ticket(peer))
+    finally:
+        transport.close()
+        for output in outputs:
+            output.close()
+
+
+# --- all peers ------------------------------------------------------------------------------------------------------
+
+
+class _Workers(Protocol):
+    """The peers of a local run, as processes or threads. ``met``: all know each other's addresses."""
+
+    met: bool
+
+    def events(self, timeout: float) -> list[Event]: ...
+    def running(self) -> set[int]: ...
+    def ask_to_end(self) -> None: ...
+    def end(self) -> None: ...
+    def failures(self) -> dict[int, _Failure]: ...
+
+
+def run_local(
+    run: RunConfig,
+    topology: Topology,
+    folder: RunFolder,
+    *,
+    transport: str = "zeromq",
+    join_timeout: float = 60.0,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> Outcome:
+    """Run all peers on this machine until they are done, or until Ctrl-C.
+
+    Without a ``network`` section peers listen on free ports of the loopback device, so that runs do not collide.
+
+    Raises the error of the first peer that failed, or PeerFailedError for one that was killed; the run folder keeps
+    what was measured, summary included, wherever a peer got as far as its first report.
+    """
+    folder.begin(run, topology)
+    stop = threading.Event()
+    with end_on_signals(stop):
+        make = _Processes if transport == "zeromq" else _Threads
+        workers: _Workers = make(run, topology, folder, join_timeout)
+        try:
+            asked: float | None = None
+            while workers.running():
+                for event in workers.events(TICK):
+                    watch(event)
+                if asked is None and (stop.is_set() or _hopeless(workers)):
+                    workers.ask_to_end()
+                    asked = time.monotonic()
+                if asked is not None and time.monotonic() - asked > GRACE_SECONDS:
+                    break
+            for event in workers.events(0):
+                watch(event)
+        finally:
+            workers.end()
+    failures = workers.failures()
+    with suppress(MissingFileError):  # where no peer got as far as a report
+        folder.write_summary(summarise(folder))
+    if failures and not stop.is_set():
+        raise _error(failures)
+    summary = summarise(folder)
+    return Outcome(folder, summary, interrupted=stop.is_set())
+
+
+def _hopeless(workers: _Workers) -> bool:
+    """Tell whether a peer failed for a reason that a person must mend, so that the others need not go on."""
+    failures = workers.failures().values()
+    return any(failure.exit_code != PeerFailedError.exit_code for failure in failures) or bool(
+        failures and not workers.met
+    )
+
+
+def _error(failures: dict[int, _Failure]) -> DslthError:
+    """Make the error that a run ends with out of those of its peers: the first that says most."""
+    peer, failure = min(failures.items(), key=lambda item: (item[1].exit_code == PeerFailedError.exit_code, item[0]))
+    kinds = {kind.exit_code: kind for kind in DslthError.__subclasses__()}
+    kind = kinds.get(failure.exit_code, PeerFailedError)
+    others = f" ({len(failures) - 1} more peers failed)" if len(failures) > 1 else ""
+    return kind(f"peer {peer}: {failure.text}{others}" if kind is PeerFailedError else failure.text)
+
+
+def _failure(error: BaseException) -> _Failure:
+    if isinstance(error, DslthError):
+        return _Failure(error.exit_code, str(error), "")
+    return _Failure(PeerFailedError.exit_code, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+class _Processes:
+    """A process a peer, forked from a server that has torch loaded; reports come over a PULL socket."""
+
+    def __init__(self, run: RunConfig, topology: Topology, folder: RunFolder, join_timeout: float) -> None:
+        self._folder = folder
+        self._context = zmq.Context()
+        self._pull = self._context.socket(zmq.PULL)
+        self._pull.setsockopt(zmq.LINGER, 0)
+        self._pull.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
+        reports = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
+        self._failures: dict[int, _Failure] = {}
+        self._pipes: dict[int, Connection] = {}
+        self._processes: dict[int, BaseProcess] = {}
+        self._listening: dict[int, str] = {}
+        self.met = False
+        for peer in range(topology.peers):
+            here, there = server.Pipe()
+            listen = run.network.address(peer) if run.network else "tcp://127.0.0.1:*"
+            process = server.Process(
+                target=_process,
+                args=(peer, run, topology, folder.path, listen, there, reports, join_timeout),
+                name=f"dslth-peer-{peer}",
+            )
+            process.start()
+            there.close()
+            self._pipes[peer], self._processes[peer] = here, process
+
+    def events(self, timeout: float) -> list[Event]:
+        """Wait for reports and for what peers say over their pipes."""
+        self._read_pipes()
+        taken: list[Event] = []
+        while self._pull.poll(0 if taken else int(timeout * 1000)):
+            event = events.parse(self._pull.recv())
+            if event is not None:
+                taken.append(event)
+        return taken
+
+    def _read_pipes(self) -> None:
+        for peer, pipe in list(self._pipes.items()):
+            try:
+                while pipe.poll():
+                    said = pipe.recv()
+                    if isinstance(said, _Failure):
+                        self._failures[peer] = said
+                        self._write_trace(peer, said)
+                    else:
+                        self._listening[peer] = said
+            except EOFError:
+                del self._pipes[peer]
+        if len(self._listening) == len(self._processes):
+            book = [self._listening[peer] for peer in sorted(self._listening)]
+            for pipe in self._pipes.values():
+                with suppress(OSError):  # it has just ended; running() tells
+                    pipe.send(book)
+            self._listening.clear()
+            self.met = True
+
+    def _write_trace(self, peer: int, failure: _Failure) -> None:
+        if failure.trace:
+            self._folder.reports(peer).with_suffix(".log").write_text(failure.trace, encoding="utf-8")
+
+    def running(self) -> set[int]:
+        """Give the peers whose process is alive."""
+        self._read_pipes()
+        alive = {peer for peer, process in self._processes.items() if process.is_alive()}
+        for peer in self._processes.keys() - alive - self._failures.keys():
+            code = self._processes[peer].exitcode or 0
+            if code:
+                how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+                self._failures[peer] = _Failure(PeerFailedError.exit_code, how, "")
+        return alive
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to all peers."""
+        for process in self._processes.values():
+            if process.is_alive():
+                process.terminate()
+
+    def end(self) -> None:
+        """Kill who is left, and reap."""
+        for process in self._processes.values():
+            if process.is_alive():
+                process.kill()
+            process.join()
+        self.running()
+        for pipe in self._pipes.values():
+            pipe.close()
+        self._pull.close()
+        self._context.term()
+
+    def failures(self) -> dict[int, _Failure]:
+        """Give the peers that failed, and why."""
+        return self._failures
+
+
+def _process(
+    peer: int,
+    run: RunConfig,
+    topology: Topology,
+    folder: Path,
+    listen: str,
+    pipe: Connection,
+    reports: str,
+    join_timeout: float,
+) -> None:
+    """Be the process of one peer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks with SIGTERM
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+
+    def meet(address: str) -> Sequence[str]:
+        pipe.send(address)
+        while not wait([pipe], TICK):
+            if stop.is_set():
+                raise SystemExit(0)
+        addresses: Sequence[str] = pipe.recv()
+        return addresses
+
+    try:
+        run_one(
+            peer,
+            run,
+            topology,
+            RunFolder(folder),
+            stop,
+            listen=listen,
+            meet=meet,
+            reports=reports,
+            join_timeout=join_timeout,
+        )
+    except Exception as error:
+        pipe.send(_failure(error))
+        raise SystemExit(1) from None
+
+
+class _Threads:
+    """A thread a peer, all in this process, exchanging through memory."""
+
+    met = True
+
+    def __init__(self, run: RunConfig, topology: Topology, folder: RunFolder, join_timeout: float) -> None:
+        from dslth.transport.memory import MemoryNetwork
+
+        self._stop = threading.Event()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._failures: dict[int, _Failure] = {}
+        network = MemoryNetwork()
+        addresses = [f"memory://{peer}" for peer in range(topology.peers)]
+
+        def be(peer: int) -> None:
+            try:
+                run_one(
+                    peer,
+                    run,
+                    topology,
+                    folder,
+                    self._stop,
+                    listen=addresses[peer],
+                    meet=lambda address: addresses,
+                    memory=network,
+                    watch=self._events.put,
+                    join_timeout=join_timeout,
+                )
+            except Exception as error:
+                self._failures[peer] = _failure(error)
+
+        self._threads = {
+            peer: threading.Thread(target=be, args=(peer,), name=f"dslth-peer-{peer}", daemon=True)
+            for peer in range(topology.peers)
+        }
+        for thread in self._threads.values():
+            thread.start()
+
+    def events(self, timeout: float) -> list[Event]:
+        """Wait for reports."""
+        taken: list[Event] = []
+        try:
+            while True:
+                taken.append(self._events.get(timeout=0.0 if taken else timeout))
+        except queue.Empty:
+            return taken
+
+    def running(self) -> set[int]:
+        """Give the peers whose thread is alive."""
+        return {peer for peer, thread in self._threads.items() if thread.is_alive()}
+
+    def ask_to_end(self) -> None:
+        """Set the flag that all peers look at."""
+        self._stop.set()
+
+    def end(self) -> None:
+        """Wait for the threads; none can be killed."""
+        self._stop.set()
+        for thread in self._threads.values():
+            thread.join(GRACE_SECONDS)
+
+    def failures(self) -> dict[int, _Failure]:
+        """Give the peers that failed, and why."""
+        return self._failures

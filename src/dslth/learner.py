@@ -1,0 +1,137 @@
+"""One peer's learning: its data, scores and masks; the algorithm between two exchanges, as bit masks outside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dslth import algorithm, data, models, partition, supermask
+from dslth.config import DeviceConfig, ExperimentConfig
+from dslth.masks import BitMask
+from dslth.seeds import Stream
+
+__all__ = ["Accuracies", "Learner"]
+
+EVALUATION_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Shares of test samples that are classified right: the peer's own distribution, and all classes alike."""
+
+    personal: float
+    common: float
+
+
+class Learner:
+    """What a peer knows and learns. All randomness comes from (seed, peer, round, step)."""
+
+    def __init__(self, peer: int, n_peers: int, experiment: ExperimentConfig, device: DeviceConfig) -> None:
+        self.peer, self.seed = peer, experiment.seed
+        self._algorithm = settings = experiment.algorithm
+        torch.set_num_threads(device.threads)
+
+        dataset = data.load(experiment.data)
+        shares = partition.split(
+            experiment.data, n_peers, self.seed, dataset.train_labels, dataset.test_labels, dataset.classes
+        )
+        mine = shares.train[peer]
+        self._images, self._labels = dataset.train_images[mine].copy(), torch.from_numpy(dataset.train_labels[mine])
+        self._tests = [
+            (dataset.test_images[chosen].copy(), torch.from_numpy(dataset.test_labels[chosen]))
+            for chosen in (shares.test[peer], shares.common)
+        ]
+        module = models.build(experiment.model, data.SHAPES[experiment.data.name], dataset.classes)
+        self.net = supermask.freeze(module, self.seed, experiment.model.init, settings.density)
+        shapes = [tuple(w.shape) for w in self.net.weights]
+        self._setting = algorithm.Setting(
+            densities=supermask.densities(settings.density if device.density is None else device.density, shapes),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            fine_tune_lr=settings.fine_tune_lr,
+            lasso=settings.lasso,
+            min_filter_weights=settings.min_filter_weights,
+        )
+        self._batch = min(device.batch or settings.batch, len(mine))
+        self._scores = supermask.initial_scores(self.net, self.seed, peer if settings.scores == "own" else "common")
+        # before the first exchange every neighbour's mask is one common Bernoulli(k) mask
+        self._means = [torch.zeros_like(w) for w in self.net.weights]
+        if settings.exchange:
+            for layer, (mean, k) in enumerate(
+                zip(self._means, supermask.densities(settings.density, shapes), strict=True)
+            ):
+                mean.copy_(torch.from_numpy(Stream(self.seed, "first mask", layer).uniform(*mean.shape) < k))
+        self._gradient: list[Tensor] = []
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of weights of each masked layer."""
+        return self.net.sizes
+
+    @property
+    def training_samples(self) -> int:
+        """Number of samples that this peer learns from."""
+        return len(self._labels)
+
+    @property
+    def ones(self) -> tuple[int, ...]:
+        """Number of ones that this peer's mask has in each layer (at most so many, with structured removal)."""
+        return tuple(n - supermask.dropped(n, k) for n, k in zip(self.sizes, self._setting.densities, strict=True))
+
+    def local_update(self, round_: int) -> tuple[BitMask, float]:
+        """Take the round's local steps (design, steps 1 to 6); gives the mask to send and the mean loss."""
+        losses = []
+        totals = [torch.zeros_like(s) for s in self._scores]
+        steps = self._algorithm.local_steps
+        for step in range(steps):
+            chosen = Stream(self.seed, "batch", self.peer, round_, step).choice(len(self._labels), self._batch)
+            images, labels = _normalised(self._images[chosen]), self._labels[torch.from_numpy(chosen)]
+            gradient = algorithm.gradient(self.net, self._scores, self._means, images, labels, self._setting)
+            self._scores = algorithm.local_step(self._scores, gradient.g, self._setting)
+            losses.append(gradient.loss)
+            for total, g in zip(totals, gradient.g, strict=True):
+                total += g
+        self._gradient = [total / steps for total in totals]
+        return self.mask(), float(np.mean(losses))
+
+    def fine_tune(self, masks: Mapping[int, BitMask]) -> None:
+        """Take in the neighbours' new masks (step 7); whoever is missing is left out of the mean."""
+        if not self._algorithm.exchange:
+            return
+        self._means = self._mean([masks[peer] for peer in sorted(masks)])
+        self._scores = algorithm.fine_tune(self._scores, self._gradient, self._means, self._setting)
+
+    def _mean(self, masks: Sequence[BitMask]) -> list[Tensor]:
+        """Average the masks to ``a``, per layer; zeros where there is none."""
+        sums = [torch.zeros(w.numel()) for w in self.net.weights]
+        for mask in masks:
+            for total, layer in zip(sums, mask.arrays(), strict=True):
+                total += torch.from_numpy(layer)
+        return [(s / max(1, len(masks))).reshape(w.shape) for s, w in zip(sums, self.net.weights, strict=True)]
+
+    def mask(self) -> BitMask:
+        """Give the mask of the scores and neighbours' masks as they stand (steps 6 and 8)."""
+        masks = algorithm.extract_masks(self._scores, self._means, self._setting)
+        return BitMask.from_arrays(m.numpy() for m in masks)
+
+    @torch.no_grad()
+    def evaluate(self) -> Accuracies:
+        """Classify both test sets with the mask in use (step 8)."""
+        masks = algorithm.extract_masks(self._scores, self._means, self._setting)
+        masked = algorithm.masked_weights(self.net, masks)
+        shares = []
+        for images, labels in self._tests:
+            right = 0
+            for start in range(0, len(labels), EVALUATION_BATCH):
+                batch = slice(start, start + EVALUATION_BATCH)
+                logits = self.net(masked, _normalised(images[batch]))
+                right += int((logits.argmax(1) == labels[batch]).sum())
+            shares.append(right / len(labels))
+        return Accuracies(*shares)
+
+
+def _normalised(images: data.Images) -> Tensor:
+    """Turn bytes into floats in [-1, 1]."""
+    return torch.from_numpy(images).float() / 127.5 - 1

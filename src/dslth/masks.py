@@ -1,0 +1,91 @@
+"""A binary mask over all masked layers of a network, bit-packed; no torch here."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+from bitarray import bitarray, frozenbitarray
+from bitarray.util import count_xor
+from numpy.typing import NDArray
+
+__all__ = ["BitMask", "packed_size"]
+
+
+def packed_size(sizes: Iterable[int]) -> int:
+    """Count the bytes of a packed mask whose layers have these numbers of weights."""
+    return sum((n + 7) // 8 for n in sizes)
+
+
+@dataclass(frozen=True)
+class BitMask:
+    """One bit per weight, layer by layer.
+
+    The packed form is layers in order, each most significant bit first and padded with zeros to a byte.
+    """
+
+    layers: tuple[frozenbitarray, ...]
+
+    @classmethod
+    def from_arrays(cls, arrays: Iterable[NDArray[np.bool_]]) -> "BitMask":
+        """Pack boolean arrays of any shape, one a layer, flattened in C order."""
+        layers = []
+        for array in arrays:
+            bits = bitarray(buffer=np.packbits(array).tobytes(), endian="big")
+            layers.append(frozenbitarray(bits[: array.size]))
+        return cls(tuple(layers))
+
+    @classmethod
+    def unpack(cls, packed: bytes, sizes: Sequence[int]) -> "BitMask":
+        """Read the packed form; ``sizes`` are the weights of each layer.
+
+        Raises ValueError where the length or the padding is not exactly that of a packed mask.
+        """
+        if len(packed) != packed_size(sizes):
+            raise ValueError(f"{len(packed)} bytes for a mask of {packed_size(sizes)}")
+        ends = list(accumulate((n + 7) // 8 for n in sizes))
+        layers = []
+        for n, end in zip(sizes, ends, strict=True):
+            bits = bitarray(buffer=packed[end - (n + 7) // 8 : end], endian="big")
+            if bits[n:].any():
+                raise ValueError("padding bits are set")
+            layers.append(frozenbitarray(bits[:n]))
+        return cls(tuple(layers))
+
+    def pack(self) -> bytes:
+        """Give the packed form."""
+        return b"".join(layer.tobytes() for layer in self.layers)
+
+    def arrays(self) -> list[NDArray[np.uint8]]:
+        """Unpack to flat arrays of 0 and 1, one a layer."""
+        return [np.unpackbits(np.frombuffer(layer.tobytes(), np.uint8), count=len(layer)) for layer in self.layers]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of weights of each layer."""
+        return tuple(len(layer) for layer in self.layers)
+
+    @cached_property
+    def ones(self) -> tuple[int, ...]:
+        """Number of kept weights of each layer."""
+        return tuple(layer.count() for layer in self.layers)
+
+    @property
+    def density(self) -> tuple[float, ...]:
+        """Share of kept weights of each layer."""
+        return tuple(k / n for k, n in zip(self.ones, self.sizes, strict=True))
+
+    def __xor__(self, other: "BitMask") -> "BitMask":
+        """Mark the weights in which two masks differ."""
+        return BitMask(tuple(a ^ b for a, b in zip(self.layers, other.layers, strict=True)))
+
+    def hamming(self, other: "BitMask") -> tuple[int, ...]:
+        """Count the weights in which two masks differ, layer by layer."""
+        return tuple(count_xor(a, b) for a, b in zip(self.layers, other.layers, strict=True))
+
+    @cached_property
+    def digest(self) -> str:
+        """Name the mask by the SHA-256 of its packed form, in hex."""
+        return hashlib.sha256(self.pack()).hexdigest()

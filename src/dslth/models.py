@@ -1,0 +1,97 @@
+"""The zoo: plain torch modules whose convolution and linear weights get masked; nothing else in them learns."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dslth.config import ModelConfig
+
+__all__ = ["LocalResponseNorm", "build"]
+
+
+class LocalResponseNorm(nn.Module):
+    """``y_c = x_c * (1 + alpha/4 * sum_{c-2 <= c' <= c+1} x_c'^2) ** -0.75`` over channels; the paper's AlexNet.
+
+    The same function as ``torch.nn.LocalResponseNorm(4, alpha)``, without its detour over a 3-d average pool.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a batch (n, c, h, w)."""
+        channels = x.shape[1]
+        squares = F.pad(x * x, (0, 0, 0, 0, 2, 1))
+        sums = sum((squares[:, i : i + channels] for i in range(1, 4)), start=squares[:, :channels])
+        inverse = torch.rsqrt(1 + self.alpha / 4 * sums)
+        return x * (inverse * inverse.sqrt())
+
+
+def _norm(config: ModelConfig, channels: int, alpha: float) -> nn.Module:
+    if config.norm == "local-response":
+        return LocalResponseNorm(alpha)
+    return nn.GroupNorm(max(1, channels // 16), channels, affine=False)
+
+
+def _mlp(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
+    c, h, w = shape
+    return [nn.Flatten(), nn.Linear(c * h * w, 256), nn.ELU(), nn.Linear(256, 128), nn.ELU(), nn.Linear(128, classes)]
+
+
+def _cnn(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
+    """Build the paper's net on 3x32x32; on smaller images the same design with fewer or smaller convolutions."""
+    channels, side, _ = shape
+    if side >= 32:
+        widths, kernel, hidden, alphas = (64, 128, 256), 5, 192, (2e-5, 1e-4, 1e-4)
+    elif side >= 20:
+        widths, kernel, hidden, alphas = (32, 64, 128), 5, 128, (2e-5, 1e-4, 1e-4)
+    else:
+        return [
+            nn.Conv2d(channels, 32, 3, padding=1, bias=False), nn.ELU(), _norm(config, 32, 2e-5), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1, bias=False), nn.ELU(), _norm(config, 64, 1e-4), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(64 * (side // 4) ** 2, 128), nn.ELU(), nn.Linear(128, classes),
+        ]  # fmt: skip
+    layers: list[nn.Module] = []
+    for width, alpha, pad in zip(widths, alphas, (0, 0, 1), strict=True):
+        layers += [nn.Conv2d(channels, width, kernel, padding=1, bias=False), nn.ELU(), _norm(config, width, alpha)]
+        layers += [nn.MaxPool2d(3, 2, padding=pad)]
+        side = (side + 2 - kernel + 1 + 2 * pad - 3) // 2 + 1
+        channels = width
+    return [
+        *layers, nn.Flatten(), nn.Linear(channels * side * side, hidden), nn.ELU(), nn.Linear(hidden, classes),
+    ]  # fmt: skip
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions with a parameter-free shortcut (He et al. 2015, option A: subsample, pad channels)."""
+
+    def __init__(self, config: ModelConfig, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.widen, self.stride = width - channels, stride
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False), _norm(config, width, 1e-4), nn.ELU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False), _norm(config, width, 1e-4),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.widen))
+        return F.elu(shortcut + self.body(x))
+
+
+def _resnet8(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), _norm(config, 16, 1e-4), nn.ELU(),
+        _Residual(config, 16, 16, 1), _Residual(config, 16, 32, 2), _Residual(config, 32, 64, 2),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes),
+    ]  # fmt: skip
+
+
+def build(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Make a network for images of ``shape`` (channels, height, width); weights are not set yet.
+
+    Output: logits (n, classes). With ``output_elu`` the last layer passes an ELU, as in the authors' code.
+    """
+    make = {"mlp": _mlp, "cnn": _cnn, "resnet8": _resnet8}[config.name]
+    layers = make(config, shape, classes)
+    return nn.Sequential(*layers, *([nn.ELU()] if config.output_elu else []))

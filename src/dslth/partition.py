@@ -1,0 +1,128 @@
+"""Who gets which samples: disjoint training sets, and test sets of each peer's own class distribution."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dslth import config
+from dslth.errors import ConfigError, DataError
+from dslth.seeds import Stream
+
+__all__ = ["Partition", "split"]
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Sample indices: ``train[i]`` and ``test[i]`` of peer i, ``common`` the test set that all peers share.
+
+    ``note`` says, where it holds, that a counts table was scaled down to the data.
+    """
+
+    train: tuple[Indices, ...]
+    test: tuple[Indices, ...]
+    common: Indices
+    note: str = ""
+
+
+def split(
+    data: config.DataConfig, peers: int, seed: int, train_labels: Indices, test_labels: Indices, classes: int
+) -> Partition:
+    """Share the samples out, the same way for the same seed.
+
+    Raises DataError where a peer would get no training or no test sample, ConfigError where a counts table does not
+    fit the number of peers or classes.
+    """
+    pools = _by_class(train_labels, classes, Stream(seed, "partition", "train"))
+    partition = data.partition
+    available = np.array([int(len(pool) * (1 if partition.kind == "counts" else partition.fraction)) for pool in pools])
+    counts, note = _counts(partition, peers, available, Stream(seed, "partition", "shares"))
+    empty = np.flatnonzero(counts.sum(1) == 0)
+    if len(empty):
+        raise DataError(
+            f"experiment.data.partition: peer {empty[0]} would get no training sample out of {available.sum()}; "
+            "use fewer peers, more data, or a milder partition"
+        )
+    ends = counts.cumsum(0)
+    train = tuple(
+        np.sort(np.concatenate([pools[c][ends[i, c] - counts[i, c] : ends[i, c]] for c in range(classes)]))
+        for i in range(peers)
+    )
+    test_pools = _by_class(test_labels, classes, Stream(seed, "partition", "test"))
+    test = tuple(_alike(counts[i], test_pools, data.test_samples, i) for i in range(peers))
+    order = Stream(seed, "partition", "common").permutation(len(test_labels))
+    return Partition(train, test, np.sort(order[: data.test_samples]), note)
+
+
+def _by_class(labels: Indices, classes: int, stream: Stream) -> list[Indices]:
+    """Give the sample indices of each class, in an order drawn from the stream."""
+    order = stream.permutation(len(labels))
+    return [order[labels[order] == c] for c in range(classes)]
+
+
+def _counts(partition: config.PartitionConfig, peers: int, available: Indices, stream: Stream) -> tuple[Indices, str]:
+    """Give the number of training samples, a row a peer, a column a class."""
+    classes = len(available)
+    match partition:
+        case config.IidPartition():
+            return _whole(np.full((peers, classes), 1 / peers), available), ""
+        case config.ClassesPartition():
+            owns = _deal(peers, classes, partition.classes_per_peer, stream)
+            return _whole(owns / np.maximum(owns.sum(0), 1), available), ""
+        case config.DirichletPartition():
+            return _whole(
+                np.stack([stream.dirichlet(partition.alpha, peers) for _ in range(classes)], 1), available
+            ), ""
+        case config.CountsPartition():
+            return _scaled(partition, peers, available)
+
+
+def _whole(shares: NDArray[np.float64], available: Indices) -> Indices:
+    """Round shares of each class to whole samples so that nothing is handed out twice and nothing is lost."""
+    ends = np.rint(shares.cumsum(0) * available).astype(np.int64)
+    return np.diff(ends, axis=0, prepend=0)
+
+
+def _deal(peers: int, classes: int, each: int, stream: Stream) -> NDArray[np.float64]:
+    """Deal ``each`` classes to every peer, always the ones with fewest owners so far, ties in random order."""
+    if each > classes:
+        raise ConfigError(f"experiment.data.partition.classes_per_peer: {each}, but there are {classes} classes")
+    owns = np.zeros((peers, classes))
+    for peer in stream.permutation(peers):
+        order = stream.permutation(classes)
+        owns[peer, order[np.argsort(owns.sum(0)[order], kind="stable")][:each]] = 1
+    return owns
+
+
+def _scaled(partition: config.CountsPartition, peers: int, available: Indices) -> tuple[Indices, str]:
+    asked = np.array(partition.table, np.int64)
+    if asked.shape != (peers, len(available)):
+        raise ConfigError(
+            f"experiment.data.partition: a table of {asked.shape[0]} rows and {asked.shape[1]} columns; "
+            f"this run has {peers} peers and {len(available)} classes"
+        )
+    counts = np.floor(asked * partition.fraction + 1e-9).astype(np.int64)
+    total = counts.sum(0)
+    over = total > available
+    if not over.any():
+        return counts, ""
+    worst = int(np.argmax(total / np.maximum(available, 1)))
+    note = (
+        f"the counts table asks for {total[worst]} samples of class {worst}, the data set has {available[worst]}: "
+        "all counts were scaled down alike"
+    )
+    return counts * available[worst] // total[worst], note
+
+
+def _alike(counts: Indices, pools: Sequence[Indices], at_most: int, peer: int) -> Indices:
+    """Take test samples in the class proportions of ``counts``, as many as there are up to ``at_most``."""
+    shares = counts / counts.sum()
+    held = [int(c) for c in np.flatnonzero(counts)]
+    total = min(at_most, *(len(pools[c]) / shares[c] for c in held))
+    chosen = [pools[c][: round(float(total * shares[c]))] for c in held]
+    if not sum(map(len, chosen)):
+        raise DataError(f"experiment.data: no test sample left for peer {peer}; raise test_samples or use more data")
+    return np.sort(np.concatenate(chosen))

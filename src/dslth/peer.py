@@ -1,0 +1,365 @@
+"""The round loop of one peer: learn, send the mask, gather the neighbours' masks, fine-tune, report.
+
+What a newcomer should know: a peer is one thread. Nothing that a neighbour does, or fails to do, holds it longer than
+the round's deadline; nothing that arrives changes it but a mask that passed every check of ``wire``.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+from dslth import codecs, tickets, wire
+from dslth.config import RunConfig, identity
+from dslth.errors import JoinError, WrongRunError
+from dslth.events import Event, Finished, Joined, LinkStats, RoundReport, Seconds
+from dslth.learner import Accuracies, Learner
+from dslth.masks import BitMask
+from dslth.sinks import Sink
+from dslth.topology import Topology
+from dslth.transport import Delivery, Transport
+from dslth.wire import Kind, Refusal, Refused
+
+__all__ = ["Peer", "Place"]
+
+TICK = 0.2
+"""Seconds after which a waiting peer looks whether it was asked to end."""
+AHEAD = 8
+"""Rounds that a neighbour's mask may be ahead and still be kept for later."""
+LEAVE_SECONDS = 5.0
+"""How long a peer that is done stays for neighbours that are not."""
+REFUSED_SECONDS = 5.0
+"""How long a peer that was refused stays to say so to the one that refused it, should that one ask."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A peer's place in a run: who it is, the run, and where its neighbours listen."""
+
+    peer: int
+    run: RunConfig
+    topology: Topology
+    addresses: Sequence[str]
+    join_timeout: float = 60.0
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The peers that this one talks to."""
+        return self.topology.neighbours(self.peer)
+
+
+@dataclass
+class _Edge:
+    """Bytes exchanged with a neighbour so far."""
+
+    payload_sent: int = 0
+    payload_received: int = 0
+    message_sent: int = 0
+    message_received: int = 0
+
+
+@dataclass
+class _Clock:
+    """Seconds spent in each phase of the current round."""
+
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
+
+
+class Peer:
+    """One peer of a run, from its first hello to its last bye. ``transport`` listens already."""
+
+    def __init__(
+        self, place: Place, learner: Learner, transport: Transport, sinks: Sequence[Sink], stop: threading.Event
+    ) -> None:
+        self.place, self._learner, self._transport = place, learner, transport
+        self._sinks, self._stop = sinks, stop
+        self._experiment = place.run.experiment
+        self._codec = codecs.BY_NAME[self._experiment.codec]
+        sizes = learner.sizes
+        self._identity = identity(place.run, place.topology.digest) | {"layout": "+".join(map(str, sizes))}
+        self._me = wire.Hello(wire.run_digest(self._identity), sizes, learner.ones)
+        self._edges = {neighbour: _Edge() for neighbour in place.neighbours}
+        self._reported = dict.fromkeys(self._edges, LinkStats())
+        self._greeted: dict[int, wire.Hello] = {}
+        self._differs: dict[int, str] = {}
+        self._awaited = set(place.neighbours)
+        self._inbox: dict[int, dict[int, BitMask]] = {}
+        self._round = 0
+        self._refused: Counter[str] = Counter()
+        self._clock = _Clock()
+        self._accuracy: Accuracies | None = None
+        self._sent: BitMask | None = None
+
+    def run(self, ticket: Path | None = None) -> Finished:
+        """Take part in the run; gives the final report, and writes the ticket where a path is given.
+
+        Raises JoinError and WrongRunError before the first round; never fails because of others after it.
+        """
+        if self._experiment.algorithm.exchange:
+            self._join()
+        else:
+            self._awaited.clear()
+        self._emit_joined()
+        while self._round < self._experiment.rounds and not self._stop.is_set():
+            if self._play(self._round):
+                self._round += 1
+        if self._experiment.algorithm.exchange:
+            self._leave()
+        return self._finish(ticket)
+
+    # --- one round --------------------------------------------------------------------------------------------------
+
+    def _play(self, round_: int) -> bool:
+        """Play one round; False where the peer was asked to end in its middle."""
+        self._clock = clock = _Clock()
+        with clock.phase("compute"), self._slowed():
+            mask, loss = self._learner.local_update(round_)
+        masks: Mapping[int, BitMask] = {}
+        if self._experiment.algorithm.exchange:
+            with clock.phase("encode"):
+                message = wire.mask_message(self._me.digest, self.place.peer, round_, mask, self._codec)
+            for neighbour in self.place.neighbours:
+                if self._send(neighbour, message):
+                    self._edges[neighbour].payload_sent += len(message[1])
+            masks = self._gather(round_)
+            if self._stop.is_set():
+                return False
+            with clock.phase("fine_tune"), self._slowed():
+                self._learner.fine_tune(masks)
+        due = (round_ + 1) % self._experiment.evaluate_every == 0 or round_ + 1 == self._experiment.rounds
+        if due:
+            with clock.phase("evaluate"):
+                self._accuracy = self._learner.evaluate()
+        self._report(round_, mask, loss, masks, self._accuracy if due else None)
+        return True
+
+    def _gather(self, round_: int) -> dict[int, BitMask]:
+        """Wait for the masks of a round from all who are there, up to the deadline.
+
+        Whoever misses a deadline is not waited for again until it is heard of.
+        """
+        waited = time.monotonic()
+        deadline = waited + self._experiment.deadline
+        decoded = self._clock.spent.get("decode", 0.0)
+        while not self._stop.is_set():
+            missing = self._awaited - self._inbox.get(round_, {}).keys()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._awaited -= missing
+            if not missing or left <= 0:
+                break
+            self._take(self._transport.receive(min(left, TICK)))
+        decoded = self._clock.spent.get("decode", 0.0) - decoded
+        self._clock.spent["wait"] = time.monotonic() - waited - decoded
+        return self._inbox.pop(round_, {})
+
+    @contextmanager
+    def _slowed(self) -> Iterator[None]:
+        """Stretch the time of a computation to that of a device of the profile's speed."""
+        start = time.perf_counter()
+        yield
+        speed = self.place.run.device(self.place.peer).speed
+        if speed < 1:
+            self._stop.wait((time.perf_counter() - start) * (1 / speed - 1))
+
+    # --- coming and going -------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        """Say hello to all neighbours until each has said it too."""
+        for neighbour in self.place.neighbours:
+            self._transport.connect(neighbour, self.place.addresses[neighbour])
+            self._send(neighbour, wire.hello(Kind.HELLO, self._me, self.place.peer, 0))
+        deadline = time.monotonic() + self.place.join_timeout
+        refused_until: float | None = None
+        while (missing := self._edges.keys() - self._greeted) and not self._stop.is_set():
+            now = time.monotonic()
+            if self._differs and refused_until is None:
+                refused_until = now + REFUSED_SECONDS
+            if refused_until is not None and (now >= refused_until or self._refused[Refusal.WRONG_RUN]):
+                who, how = next(iter(self._differs.items()))
+                raise WrongRunError(f"peer {who} belongs to another run: {how}; start both from the same topology file")
+            if now >= deadline:
+                raise JoinError(
+                    f"peer {self.place.peer} waited {self.place.join_timeout:g} s for "
+                    + ", ".join(f"peer {other} at {self.place.addresses[other]}" for other in sorted(missing))
+                    + "; start them, mend their addresses, or raise --join-timeout"
+                    + (f" (refused so far: {dict(self._refused)})" if self._refused else "")
+                )
+            self._take(self._transport.receive(min(deadline - now, TICK)))
+
+    def _leave(self) -> None:
+        """Say bye, and stay until the neighbours did too: who leaves at once takes its connections' counters along."""
+        for neighbour in self.place.neighbours:
+            self._send(neighbour, wire.bye(self._me.digest, self.place.peer, self._round))
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while self._awaited and not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._take(self._transport.receive(min(left, TICK)))
+
+    def _finish(self, ticket: Path | None) -> Finished:
+        mask = self._learner.mask()
+        if ticket is not None:
+            shapes = tuple(tuple(w.shape) for w in self._learner.net.weights)
+            tickets.store(tickets.Ticket(self.place.peer, self._experiment, shapes, mask), ticket)
+        accuracy = self._accuracy
+        finished = Finished(
+            peer=self.place.peer,
+            time=time.time(),
+            rounds_completed=self._round,
+            accuracy_personal=accuracy.personal if accuracy else None,
+            accuracy_global=accuracy.common if accuracy else None,
+            mask_digest=mask.digest,
+            links=self._link_stats(),
+            refused=dict(self._refused),
+        )
+        self._emit(finished)
+        return finished
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _send(self, neighbour: int, frames: wire.Frames) -> bool:
+        handed_over = self._transport.send(neighbour, frames)
+        if handed_over:
+            self._edges[neighbour].message_sent += sum(map(len, frames))
+        return handed_over
+
+    def _answer(self, neighbour: int, delivery: Delivery, frames: wire.Frames) -> None:
+        if self._transport.answer(delivery.route, frames):
+            self._edges[neighbour].message_sent += sum(map(len, frames))
+
+    def _take(self, delivery: Delivery | None) -> None:
+        """Take in what arrived, or count why not."""
+        if delivery is None:
+            return
+        try:
+            with self._clock.phase("decode"):
+                header = wire.read_header(delivery.frames, self._me.sizes)
+                if header.sender not in self._edges:
+                    raise Refused(Refusal.STRANGER)
+                self._accept(header, delivery)
+        except Refused as refused:
+            self._refused[refused.reason] += 1
+        else:
+            self._edges[header.sender].message_received += sum(map(len, delivery.frames))
+
+    def _accept(self, header: wire.Header, delivery: Delivery) -> None:
+        sender, payload = header.sender, delivery.frames[1]
+        from_its_address = delivery.answer_of == sender
+        match header.kind:
+            case Kind.MASK:
+                self._accept_mask(header, payload)
+            case Kind.HELLO:
+                self._accept_hello(sender, payload, delivery)
+            case Kind.WELCOME if from_its_address:
+                self._greet(sender, wire.read_hello(payload))
+            case Kind.REFUSED if from_its_address:
+                self._differs[sender] = wire.differences(self._identity, wire.read_refusal(payload))
+            case Kind.BYE if sender in self._greeted:
+                self._awaited.discard(sender)
+            case _:
+                raise Refused(Refusal.STRANGER)
+
+    def _accept_hello(self, sender: int, payload: bytes, delivery: Delivery) -> None:
+        try:
+            self._greet(sender, wire.read_hello(payload))
+        except Refused as refused:
+            if refused.reason is Refusal.WRONG_RUN:
+                settings = wire.refusal(self._me.digest, self.place.peer, self._round, self._identity)
+                self._answer(sender, delivery, settings)
+            raise
+        self._transport.identify(delivery.route, sender)
+        self._answer(sender, delivery, wire.hello(Kind.WELCOME, self._me, self.place.peer, self._round))
+
+    def _greet(self, sender: int, hello: wire.Hello) -> None:
+        if hello.digest != self._me.digest or hello.sizes != self._me.sizes:
+            raise Refused(Refusal.WRONG_RUN)
+        if self._greeted.setdefault(sender, hello) != hello:  # a device does not change its density within a run
+            raise Refused(Refusal.WRONG_DENSITY)
+        self._awaited.add(sender)
+
+    def _accept_mask(self, header: wire.Header, payload: bytes) -> None:
+        sender = header.sender
+        if sender not in self._greeted:
+            raise Refused(Refusal.NO_HELLO)
+        if header.tag != wire.tag(self._me.digest):
+            raise Refused(Refusal.WRONG_RUN)
+        if header.round < self._round:
+            raise Refused(Refusal.STALE)
+        if header.round > self._round + AHEAD:
+            raise Refused(Refusal.FUTURE)
+        box = self._inbox.setdefault(header.round, {})
+        if sender in box:
+            raise Refused(Refusal.DUPLICATE)
+        fewer = self._experiment.algorithm.min_filter_weights > 0
+        box[sender] = wire.read_mask(header, payload, self._greeted[sender], fewer_ones=fewer)
+        self._awaited.add(sender)
+        self._edges[sender].payload_received += len(payload)
+
+    # --- reports ----------------------------------------------------------------------------------------------------
+
+    def _emit_joined(self) -> None:
+        self._emit(
+            Joined(
+                peer=self.place.peer,
+                time=time.time(),
+                neighbours=self.place.neighbours,
+                model=self._experiment.model.name,
+                sizes=self._me.sizes,
+                training_samples=self._learner.training_samples,
+                device=self.place.run.device(self.place.peer).name,
+                links=self._link_stats(),
+            )
+        )
+
+    def _report(
+        self, round_: int, mask: BitMask, loss: float, received: Mapping[int, BitMask], accuracy: Accuracies | None
+    ) -> None:
+        before, self._sent = self._sent, mask
+        flips = None if before is None else (mask ^ before).density
+        exchanges = self._experiment.algorithm.exchange
+        self._emit(
+            RoundReport(
+                peer=self.place.peer,
+                time=time.time(),
+                round=round_,
+                loss=loss,
+                accuracy_personal=accuracy.personal if accuracy else None,
+                accuracy_global=accuracy.common if accuracy else None,
+                density=mask.density,
+                flips=flips,
+                mask_digest=mask.digest,
+                links=self._link_stats(),
+                seconds=Seconds(**self._clock.spent),
+                missing=tuple(sorted(self._edges.keys() - received.keys())) if exchanges else (),
+                refused=dict(self._refused),
+                memory_bytes=psutil.Process().memory_info().rss,
+            )
+        )
+
+    def _emit(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink.emit(event)
+
+    def _link_stats(self) -> dict[int, LinkStats]:
+        """Give the bytes of each edge since the last report."""
+        now = {neighbour: LinkStats(**asdict(edge)) for neighbour, edge in self._edges.items()}
+        links = self._transport.link_bytes()
+        if links is not None:
+            for neighbour, link in links.items():
+                now[neighbour] = now[neighbour].model_copy(
+                    update={"link_sent": link.sent, "link_received": link.received}
+                )
+        before, self._reported = self._reported, now
+        return {neighbour: stats - before[neighbour] for neighbour, stats in now.items()}

@@ -1,0 +1,349 @@
+"""What people see of a run: a table that lives while it goes on, and tables from a run folder's files alone."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dslth.errors import ConfigError, OutputError
+from dslth.events import Event, Finished, Joined, LinkStats, RoundReport
+from dslth.runfolder import RunFolder
+from dslth.topology import Topology
+
+__all__ = [
+    "LiveTable",
+    "amount",
+    "draw",
+    "edge_table",
+    "peer_table",
+    "phase_table",
+    "summarise",
+    "topology_table",
+    "totals",
+]
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """Work out a run's figures from its files: what ``--json`` prints and ``summary.json`` holds."""
+    by_peer = folder.events()
+    peers = [_summarise_peer(peer, events) for peer, events in by_peer.items()]
+    joined = [event for events in by_peer.values() for event in events if isinstance(event, Joined)]
+    weights = sum(joined[0].sizes) if joined else 0
+    starts = [event.time for event in joined]
+    ends = [events[-1].time for events in by_peer.values()]
+    firsts = [event.time for events in by_peer.values() for event in events if _is_round(event, 0)]
+    # a directed edge carries one message a round, for as many rounds as its sender completed
+    sent_over = sum(len(event.neighbours) * _rounds(by_peer[event.peer]) for event in joined)
+    started = folder.manifest().get("launched", min(starts, default=0.0))
+    message_bytes = sum(peer["message_bytes_sent"] for peer in peers)
+    return {
+        "run_dir": str(folder.path),
+        "rounds": max((peer["rounds_completed"] for peer in peers), default=0),
+        "seconds": round(max(ends) - started, 3),
+        "seconds_to_first_round": round(max(firsts) - started, 3) if len(firsts) == len(by_peer) else None,
+        "accuracy_personal": _mean(peer["accuracy_personal"] for peer in peers),
+        "accuracy_global": _mean(peer["accuracy_global"] for peer in peers),
+        "bits_per_weight_per_round": _per_weight(message_bytes, weights, sent_over),
+        "payload_bits_per_weight_per_round": _per_weight(
+            sum(peer["payload_bytes_sent"] for peer in peers), weights, sent_over
+        ),
+        "masked_weights": weights,
+        "directed_edges": sum(len(event.neighbours) for event in joined),
+        "payload_bytes_sent": sum(peer["payload_bytes_sent"] for peer in peers),
+        "message_bytes_sent": message_bytes,
+        "link_bytes_sent": _sum(peer["link_bytes_sent"] for peer in peers),
+        "peers": peers,
+    }
+
+
+def _summarise_peer(peer: int, events: Sequence[Event]) -> dict[str, Any]:
+    rounds = [event for event in events if isinstance(event, RoundReport)]
+    evaluated = [event for event in rounds if event.accuracy_personal is not None]
+    finished = next((event for event in events if isinstance(event, Finished)), None)
+    links = [link for event in events for link in event.links.values()]
+    last = evaluated[-1] if evaluated else None
+    return {
+        "id": peer,
+        "accuracy_personal": last.accuracy_personal if last else None,
+        "accuracy_global": last.accuracy_global if last else None,
+        "mask_digest": finished.mask_digest if finished else None,
+        "payload_bytes_sent": sum(link.payload_sent for link in links),
+        "payload_bytes_received": sum(link.payload_received for link in links),
+        "message_bytes_sent": sum(link.message_sent for link in links),
+        "message_bytes_received": sum(link.message_received for link in links),
+        "link_bytes_sent": _sum(link.link_sent for link in links),
+        "link_bytes_received": _sum(link.link_received for link in links),
+        "rounds_completed": finished.rounds_completed if finished else len(rounds),
+        "missing": sum(len(event.missing) for event in rounds),
+        "refused": dict(finished.refused if finished else rounds[-1].refused if rounds else {}),
+    }
+
+
+def _is_round(event: Event, number: int) -> bool:
+    return isinstance(event, RoundReport) and event.round == number
+
+
+def _rounds(events: Sequence[Event]) -> int:
+    return sum(isinstance(event, RoundReport) for event in events)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 6) if known else None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _per_weight(sent: int, weights: int, edges_times_rounds: int) -> float | None:
+    return round(8 * sent / (weights * edges_times_rounds), 6) if weights and edges_times_rounds else None
+
+
+# --- words and pictures ---------------------------------------------------------------------------------------------
+
+
+def amount(n: float | None) -> str:
+    """Write a number of bytes for people: ``13.2 kB``."""
+    if n is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000 or unit == "GB":
+            return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _spark(values: Sequence[float], width: int = 16) -> str:
+    """Draw shares in 0 .. 1 as a row of bars, the last one at the right."""
+    step = max(1, len(values) / width)
+    points = [values[min(len(values) - 1, int((i + 1) * step) - 1)] for i in range(min(width, len(values)))]
+    return "".join(BARS[min(7, max(0, int(8 * value)))] for value in points)
+
+
+def _columns(title: str, *names: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left")
+    return table
+
+
+class LiveTable:
+    """A table of all peers that follows their reports."""
+
+    def __init__(self, peers: int, rounds: int, title: str) -> None:
+        self._rounds, self._title = rounds, title
+        self._peers: dict[int, list[Event]] = {peer: [] for peer in range(peers)}
+        self._sent: Counter[int] = Counter()
+
+    def take(self, event: Event) -> None:
+        """Follow a report."""
+        if event.peer in self._peers:
+            self._peers[event.peer].append(event)
+            self._sent[event.peer] += sum(link.message_sent for link in event.links.values())
+
+    def line(self) -> str:
+        """Say in one line how far the run is."""
+        reports = [last for events in self._peers.values() if (last := _last_round(events))]
+        done = min((report.round + 1 for report in reports), default=0) if len(reports) == len(self._peers) else 0
+        mean = _mean(report.accuracy_personal for report in reports)
+        sent = amount(sum(self._sent.values()))
+        return f"round {done}/{self._rounds}, personal accuracy {_percent(mean)}, sent {sent}"
+
+    def __rich__(self) -> RenderableType:
+        table = _columns(
+            self._title, "peer", "device", "round", "loss", "personal", "personal by round", "global", "sent", "missing"
+        )
+        for peer, events in self._peers.items():
+            last = _last_round(events)
+            joined = next((event for event in events if isinstance(event, Joined)), None)
+            done = bool(events) and isinstance(events[-1], Finished)
+            shown = [
+                e.accuracy_personal for e in events if isinstance(e, RoundReport) and e.accuracy_personal is not None
+            ]
+            evaluated = next(
+                (e for e in reversed(events) if isinstance(e, RoundReport) and e.accuracy_global is not None), None
+            )
+            table.add_row(
+                f"{peer}{' ✓' if done else ''}",
+                joined.device if joined else Text("joining …", style="dim"),
+                f"{last.round + 1 if last else 0}/{self._rounds}",
+                f"{last.loss:.3f}" if last else "–",
+                _percent(shown[-1] if shown else None),
+                Text(_spark(shown), style="green"),
+                _percent(evaluated.accuracy_global if evaluated else None),
+                amount(self._sent[peer]),
+                ", ".join(map(str, last.missing)) if last and last.missing else "",
+            )
+        return Group(table, Text(self.line(), style="dim"))
+
+
+def _last_round(events: Sequence[Event]) -> RoundReport | None:
+    return next((event for event in reversed(events) if isinstance(event, RoundReport)), None)
+
+
+def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Table:
+    """Show a run peer by peer."""
+    table = _columns(
+        f"{folder.path}: {summary['rounds']} rounds", "peer", "device", "densities", "samples", "personal", "personal by round",
+        "global", "payload sent", "messages", "link", "missing", "refused", "ticket",
+    )  # fmt: skip
+    events = folder.events()
+    for peer in summary["peers"]:
+        mine = events[peer["id"]]
+        joined = next((event for event in mine if isinstance(event, Joined)), None)
+        last = _last_round(mine)
+        shown = [e.accuracy_personal for e in mine if isinstance(e, RoundReport) and e.accuracy_personal is not None]
+        table.add_row(
+            str(peer["id"]),
+            joined.device if joined else "–",
+            " ".join(f"{k:.2g}" for k in last.density) if last else "–",
+            str(joined.training_samples) if joined else "–",
+            _percent(peer["accuracy_personal"]),
+            Text(_spark(shown), style="green"),
+            _percent(peer["accuracy_global"]),
+            amount(peer["payload_bytes_sent"]),
+            amount(peer["message_bytes_sent"]),
+            amount(peer["link_bytes_sent"]),
+            str(peer["missing"] or ""),
+            ", ".join(f"{reason} {count}" for reason, count in peer["refused"].items()),
+            (peer["mask_digest"] or "–")[:8],
+        )
+    return table
+
+
+def totals(summary: Mapping[str, Any]) -> Table:
+    """Show a run's totals, the three byte figures among them."""
+    table = _columns("totals", "figure", "value")
+    dense = 4 * summary["masked_weights"]
+    rows = {
+        "personal accuracy, mean": _percent(summary["accuracy_personal"]),
+        "global accuracy, mean": _percent(summary["accuracy_global"]),
+        "seconds, to the first round": f"{summary['seconds']:.1f}, {summary['seconds_to_first_round'] or float('nan'):.1f}",
+        "masked weights x directed edges": f"{summary['masked_weights']:,} x {summary['directed_edges']}",
+        "payload bytes sent (encoded masks)": f"{summary['payload_bytes_sent']:,}",
+        "message bytes sent (and headers, hellos)": f"{summary['message_bytes_sent']:,}",
+        "link bytes sent (what TCP carried)": "–"
+        if summary["link_bytes_sent"] is None
+        else f"{summary['link_bytes_sent']:,}",
+        "bits per weight, edge and round": f"{summary['bits_per_weight_per_round'] or 0:.4f} (dense float32: 32)",
+        "one dense float32 exchange, all edges": amount(dense * summary["directed_edges"]),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def phase_table(folder: RunFolder) -> Table:
+    """Show where the time went, mean seconds a round."""
+    names = ("compute", "encode", "wait", "decode", "fine_tune", "evaluate")
+    table = _columns("seconds a round", "peer", *(name.replace("_", "-") for name in names), "memory")
+    for peer, events in folder.events().items():
+        rounds = [event for event in events if isinstance(event, RoundReport)]
+        if rounds:
+            means = [sum(getattr(event.seconds, name) for event in rounds) / len(rounds) for name in names]
+            table.add_row(str(peer), *(f"{mean:.4f}" for mean in means), amount(rounds[-1].memory_bytes))
+    return table
+
+
+def edge_table(folder: RunFolder) -> Table:
+    """Show the bytes of every directed edge."""
+    table = _columns("bytes by edge", "edge", "payload", "messages", "link")
+    for peer, events in folder.events().items():
+        sums: defaultdict[int, LinkStats] = defaultdict(lambda: LinkStats(link_sent=0))
+        for event in events:
+            for neighbour, link in event.links.items():
+                total = sums[neighbour]
+                sums[neighbour] = LinkStats(
+                    payload_sent=total.payload_sent + link.payload_sent,
+                    message_sent=total.message_sent + link.message_sent,
+                    link_sent=(total.link_sent or 0) + (link.link_sent or 0),
+                )
+        for neighbour, total in sorted(sums.items()):
+            table.add_row(
+                f"{peer} → {neighbour}", f"{total.payload_sent:,}", f"{total.message_sent:,}", f"{total.link_sent:,}"
+            )
+    return table
+
+
+# --- topologies -----------------------------------------------------------------------------------------------------
+
+
+def topology_table(topology: Topology) -> Table:
+    """Show what a graph is like."""
+    graph = topology.to_networkx()
+    degrees = [degree for _, degree in graph.degree]
+    table = _columns("graph", "figure", "value")
+    counts = Counter(degrees)
+    for name, value in {
+        "nodes": str(topology.peers),
+        "edges": str(len(topology.edges)),
+        "degree, least / mean / most": f"{min(degrees)} / {sum(degrees) / len(degrees):.2f} / {max(degrees)}",
+        "peers by degree": ", ".join(f"{counts[d]} with {d}" for d in sorted(counts)),
+        "diameter": str(nx.diameter(graph)),
+        "digest": topology.digest,
+    }.items():
+        table.add_row(name, value)
+    return table
+
+
+def draw(topology: Topology, width: int = 64, height: int = 25) -> str:
+    """Draw a graph in text: peers on a circle and dots for links; beyond 40 peers its adjacency matrix."""
+    if topology.peers > 40:
+        linked = set(topology.edges)
+        rows = range(topology.peers)
+        return "\n".join("".join("█" if (min(i, j), max(i, j)) in linked else "·" for j in rows) for i in rows)
+    places = nx.circular_layout(topology.to_networkx())
+    at = {
+        peer: (round((x + 1) / 2 * (width - 4)) + 1, round((1 - y) / 2 * (height - 1)))
+        for peer, (x, y) in places.items()
+    }
+    canvas = [[" "] * width for _ in range(height)]
+    for a, b in topology.edges:
+        (x0, y0), (x1, y1) = at[a], at[b]
+        steps = max(abs(x1 - x0), 2 * abs(y1 - y0), 1)
+        for step in range(1, steps):
+            canvas[round(y0 + (y1 - y0) * step / steps)][round(x0 + (x1 - x0) * step / steps)] = "·"
+    for peer, (x, y) in at.items():
+        for offset, character in enumerate(str(peer)):
+            canvas[y][x + offset] = character
+    return "\n".join("".join(row).rstrip() for row in canvas)
+
+
+def draw_png(topology: Topology, path: Path) -> None:
+    """Draw a graph into a PNG file; ConfigError without matplotlib, OutputError where the file cannot be written."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("--png needs matplotlib: pip install 'dslth[plot]'") from None
+    graph = topology.to_networkx()
+    places = nx.kamada_kawai_layout(graph) if topology.peers <= 100 else nx.spring_layout(graph, seed=0)
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    for edge in topology.edges:
+        axes.plot(*zip(*(places[end] for end in edge), strict=True), color="0.7", linewidth=1, zorder=1)
+    x, y = zip(*(places[peer] for peer in graph), strict=True)
+    axes.scatter(x, y, s=320, color="#2a6f97", zorder=2)
+    for peer in graph:
+        axes.text(*places[peer], str(peer), color="white", ha="center", va="center", fontsize=9, zorder=3)
+    try:
+        figure.savefig(path, dpi=150, format="png")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,102 @@
+"""A run folder: what a run leaves on disk, file by file.
+
+::
+
+    manifest.json            versions, seed, digest of the graph, command
+    topology.yaml            the topology file as resolved; runs again as it is
+    peers/peer-3.jsonl       reports of peer 3, a line each: joined, rounds, finished
+    tickets/peer-3.safetensors   its personal model: seed, model name, shapes, packed mask
+    summary.json             the figures of the run
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dslth.config import RunConfig
+from dslth.errors import MissingFileError, OutputError
+from dslth.events import Event, parse
+from dslth.topology import Topology
+
+__all__ = ["RunFolder"]
+
+VERSIONS_OF = ("dslth", "torch", "numpy", "pyzmq", "bitarray")
+
+
+class RunFolder:
+    """The paths of a run folder, and how its files are read and written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def fresh(cls, topology: str) -> "RunFolder":
+        """Name a folder under ``runs/`` by topology and time."""
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = Path("runs") / f"{Path(topology).stem}-{stamp}"
+        tries = [name, *(Path(f"{name}-{i}") for i in range(2, 100))]
+        return cls(next(path for path in tries if not path.exists()))
+
+    def reports(self, peer: int) -> Path:
+        """Where a peer's reports go."""
+        return self.path / "peers" / f"peer-{peer}.jsonl"
+
+    def ticket(self, peer: int) -> Path:
+        """Where a peer's ticket goes."""
+        return self.path / "tickets" / f"peer-{peer}.safetensors"
+
+    def begin(self, run: RunConfig, topology: Topology) -> None:
+        """Write manifest and topology, the graph as its edges; raises OutputError."""
+        manifest = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "launched": time.time(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "seed": run.experiment.seed,
+            "peers": topology.peers,
+            "graph_digest": topology.digest,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
+            "machine": {"system": platform.platform(), "processors": os.cpu_count()},
+        }
+        resolved = run.model_copy(update={"graph": topology.to_config()})
+        self._write("manifest.json", json.dumps(manifest, indent=2) + "\n")
+        self._write("topology.yaml", resolved.to_yaml())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        part = self.path / f".{name}.{os.getpid()}"  # peers that share a folder write the same files
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, self.path / name)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path / name}: {error.strerror}; choose another folder with --out"
+            ) from None
+
+    def events(self) -> dict[int, Sequence[Event]]:
+        """Read the reports of all peers that have any; raises MissingFileError where there are none."""
+        found: dict[int, Sequence[Event]] = {}
+        for path in sorted(self.path.glob("peers/peer-*.jsonl")):
+            events = [event for line in path.read_text(encoding="utf-8").splitlines() if (event := parse(line))]
+            if events:
+                found[events[0].peer] = events
+        if not found:
+            raise MissingFileError(f"{self.path} is no run folder: it has no peers/peer-*.jsonl with reports")
+        return dict(sorted(found.items()))
+
+    def manifest(self) -> dict[str, Any]:
+        """Read ``manifest.json``; empty where it is not there."""
+        try:
+            return dict(json.loads((self.path / "manifest.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}

@@ -1,0 +1,85 @@
+"""Where a peer's reports go: its own file first, then whoever listens."""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import zmq
+
+from dslth.errors import OutputError
+from dslth.events import Event
+
+__all__ = ["Call", "JsonLines", "Push", "Sink"]
+
+
+class Sink(Protocol):
+    """Somewhere that reports go; it never fails and never waits."""
+
+    def emit(self, event: Event) -> None:
+        """Take a report."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
+class JsonLines:
+    """One line a report in a file, there at once for whoever follows it; OutputError where it cannot be opened.
+
+    A disk that fills up later is said once, and learning goes on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._broken = path, False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("w", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from None
+
+    def emit(self, event: Event) -> None:
+        try:
+            self._file.write(event.model_dump_json() + "\n")
+        except OSError as error:
+            if not self._broken:
+                print(f"dslth: {self._path}: {error.strerror}; reports are lost, learning goes on", file=sys.stderr)  # noqa: T201
+            self._broken = True
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError:
+            self._broken = True
+
+
+class Push:
+    """A PUSH socket to a launcher; reports are dropped where nobody takes them."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUSH)
+        self._socket.setsockopt(zmq.LINGER, 1_000)
+        self._socket.setsockopt(zmq.SNDHWM, 1_000)
+        self._socket.connect(address)
+
+    def emit(self, event: Event) -> None:
+        with suppress(zmq.Again):
+            self._socket.send(event.model_dump_json().encode(), zmq.NOBLOCK)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+class Call:
+    """Hands each report to a function of this process."""
+
+    def __init__(self, function: Callable[[Event], None]) -> None:
+        self._function = function
+
+    def emit(self, event: Event) -> None:
+        self._function(event)
+
+    def close(self) -> None:
+        pass

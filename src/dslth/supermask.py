@@ -1,0 +1,109 @@
+"""The frozen random network, and how scores become a mask over it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dslth import config
+from dslth.errors import ConfigError
+from dslth.seeds import Stream
+
+__all__ = ["FrozenNet", "densities", "dropped", "freeze", "initial_scores", "structured", "top_k"]
+
+
+@dataclass(frozen=True)
+class FrozenNet:
+    """A network whose convolution and linear ``weights`` (one tensor a layer, in order) never change."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    weights: tuple[Tensor, ...]
+
+    def __call__(self, masked: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Run images (n, c, h, w) through the network with masked weights ``w * m`` in place of its own."""
+        logits: Tensor = torch.func.functional_call(self.module, dict(zip(self.names, masked, strict=True)), (images,))
+        return logits
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of weights of each masked layer."""
+        return tuple(weight.numel() for weight in self.weights)
+
+
+def freeze(module: nn.Module, seed: int, init: Literal["default", "signed"], density: config.Density) -> FrozenNet:
+    """Draw a module's weights and biases from the run's seed alone, the same on any machine, and freeze them.
+
+    ``default``: uniform in +-1/sqrt(fan_in), torch's own initialisation. ``signed``: +-sqrt(2 / (fan_in * k)), the
+    signed Kaiming constant of Ramanujan et al. 2020 (biases 0); ``k`` is the run's density, not one peer's.
+    """
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    names = tuple(f"{name}.weight" for name in layers)
+    shapes = [tuple(layer.weight.shape) for layer in layers.values()]
+    for number, (layer, k) in enumerate(zip(layers.values(), densities(density, shapes), strict=True)):
+        shape = tuple(layer.weight.shape)
+        fan_in = prod(shape[1:])
+        signs = 2 * Stream(seed, "weights", number).uniform(*shape) - 1
+        weight = np.sign(signs + 0.0) * sqrt(2 / (fan_in * k)) if init == "signed" else signs / sqrt(fan_in)
+        layer.weight.data = torch.from_numpy(weight.astype(np.float32))
+        if layer.bias is not None:
+            bias = (2 * Stream(seed, "bias", number).uniform(shape[0]) - 1) / np.float32(sqrt(fan_in))
+            layer.bias.data = torch.from_numpy(bias if init == "default" else np.zeros_like(bias))
+    module.requires_grad_(requires_grad=False).eval()
+    return FrozenNet(module, names, tuple(layer.weight.data for layer in layers.values()))
+
+
+def densities(density: config.Density, shapes: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
+    """Give the density of each layer; layers of more than two dimensions are convolutions.
+
+    Raises ConfigError where a list of densities does not fit the layers.
+    """
+    if isinstance(density, float | int):
+        return (float(density),) * len(shapes)
+    if isinstance(density, config.ByKind):
+        return tuple(density.conv if len(shape) > 2 else density.linear for shape in shapes)
+    if len(density) != len(shapes):
+        raise ConfigError(f"density: {len(density)} values for a network of {len(shapes)} masked layers")
+    return tuple(density)
+
+
+def initial_scores(net: FrozenNet, seed: int, owner: int | Literal["common"]) -> list[Tensor]:
+    """Draw first scores, Kaiming-uniform with a = sqrt(5): uniform in +-1/sqrt(fan_in); float32, one per layer."""
+    scores = []
+    for number, weight in enumerate(net.weights):
+        shape = tuple(weight.shape)
+        uniform = 2 * Stream(seed, "scores", owner, number).uniform(*shape) - 1
+        scores.append(torch.from_numpy(uniform / np.float32(sqrt(prod(shape[1:])))))
+    return scores
+
+
+def dropped(n: int, k: float) -> int:
+    """Count the weights that a mask of density ``k`` over ``n`` weights drops: ``int((1-k)*n)`` in IEEE double."""
+    return int((1 - k) * n)
+
+
+def top_k(scores: Tensor, k: float) -> Tensor:
+    """Mark the top ``k`` share of scores by magnitude (design, step 2): a boolean tensor of the same shape.
+
+    Among equal magnitudes at the threshold those with lower flat index are dropped first.
+    """
+    magnitudes = scores.detach().abs().reshape(-1).numpy()
+    n = magnitudes.size
+    drop = dropped(n, k)
+    threshold = np.partition(magnitudes, drop)[drop]  # the smallest kept one; a full sort takes 50 times longer
+    kept = magnitudes > threshold
+    tied = np.flatnonzero(magnitudes == threshold)
+    kept[tied[len(tied) - (n - drop - np.count_nonzero(kept)) :]] = True
+    return torch.from_numpy(kept).reshape(scores.shape)
+
+
+def structured(mask: Tensor, min_filter_weights: int) -> Tensor:
+    """Drop every filter (convolution output channel, linear row) that keeps at most so many weights; 0: none."""
+    if min_filter_weights == 0:
+        return mask
+    kept = mask.flatten(1).sum(1)
+    return mask & (kept > min_filter_weights).reshape(-1, *[1] * (mask.dim() - 1))

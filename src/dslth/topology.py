@@ -1,0 +1,197 @@
+"""The graph of peers: made by networkx from a few words, or read from a file made elsewhere."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from xml.etree.ElementTree import ParseError
+
+import networkx as nx
+
+from dslth import config
+from dslth.errors import MissingFileError, TopologyError
+from dslth.seeds import Stream
+
+__all__ = ["Topology", "build", "read_graph"]
+
+DRAWS = 100
+"""How often a random graph is drawn again before giving up on getting one in one piece."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """An undirected, connected graph of peers 0 .. peers-1; ``edges`` are sorted pairs with the smaller id first."""
+
+    peers: int
+    edges: tuple[tuple[int, int], ...]
+
+    def neighbours(self, peer: int, round_: int = 0) -> tuple[int, ...]:
+        """Give the peers that a peer talks to in a round, in ascending order (so far the same in every round)."""
+        return self._neighbours[peer]
+
+    @cached_property
+    def _neighbours(self) -> dict[int, tuple[int, ...]]:
+        graph = self.to_networkx()
+        return {peer: tuple(sorted(graph[peer])) for peer in graph}
+
+    @cached_property
+    def digest(self) -> str:
+        """Name the graph by 16 hex digits of a SHA-256 over its edges."""
+        return hashlib.sha256(f"{self.peers}:{self.edges}".encode()).hexdigest()[:16]
+
+    def to_networkx(self) -> "nx.Graph[int]":
+        """Give the graph as networkx knows it."""
+        graph: nx.Graph[int] = nx.Graph()
+        graph.add_nodes_from(range(self.peers))
+        graph.add_edges_from(self.edges)
+        return graph
+
+    def to_config(self) -> config.Edges:
+        """Give the graph as the ``graph`` section of a topology file."""
+        return config.Edges(kind="edges", peers=self.peers, edges=self.edges)
+
+
+def build(graph: config.GraphConfig, seed: int) -> Topology:
+    """Make the graph that a topology file asks for.
+
+    Random kinds are drawn from ``graph.seed``, or the run's ``seed`` without one, again until in one piece.
+
+    Raises TopologyError (in pieces, a self-loop, impossible degrees) and MissingFileError.
+    """
+    match graph:
+        case config.Ring():
+            return _checked(nx.cycle_graph(graph.peers))
+        case config.Line():
+            return _checked(nx.path_graph(graph.peers))
+        case config.Star():
+            return _checked(nx.star_graph(graph.peers - 1))
+        case config.Full():
+            return _checked(nx.complete_graph(graph.peers))
+        case config.Grid():
+            return _checked(_row_major(nx.grid_2d_graph(graph.rows, graph.columns), graph.columns))
+        case config.Torus():
+            torus = nx.grid_2d_graph(graph.rows, graph.columns, periodic=True)
+            return _checked(_row_major(torus, graph.columns))
+        case config.ErdosRenyi():
+            return _drawn(graph.seed, seed, lambda s: nx.erdos_renyi_graph(graph.peers, graph.p, seed=s))
+        case config.SmallWorld():
+            if graph.neighbours > graph.peers:
+                raise TopologyError(f"graph.neighbours: {graph.neighbours} links for each of {graph.peers} peers")
+            draw = lambda s: nx.watts_strogatz_graph(graph.peers, graph.neighbours, graph.p, seed=s)  # noqa: E731
+            return _drawn(graph.seed, seed, draw)
+        case config.RandomRegular():
+            if graph.degree >= graph.peers or graph.degree * graph.peers % 2:
+                raise TopologyError(
+                    f"graph.degree: no graph gives {graph.peers} peers {graph.degree} links each; "
+                    "degree must be below peers, and peers x degree even"
+                )
+            return _drawn(graph.seed, seed, lambda s: nx.random_regular_graph(graph.degree, graph.peers, seed=s))
+        case config.Edges():
+            outside = [edge for edge in graph.edges if not all(0 <= end < graph.peers for end in edge)]
+            if outside:
+                raise TopologyError(f"graph.edges: {list(outside[0])} is outside peers 0 to {graph.peers - 1}")
+            edges: nx.Graph[int] = nx.Graph()
+            edges.add_nodes_from(range(graph.peers))
+            edges.add_edges_from(graph.edges)
+            return _checked(edges)
+        case config.GraphFile():
+            return read_graph(Path(graph.file))
+
+
+def read_graph(path: Path) -> Topology:
+    """Read a graph file: GraphML, a 0/1 adjacency matrix, or an edge list with or without its node count on top.
+
+    GraphML nodes are numbered in the file's order, unless their names are the numbers 0 .. n-1 already. Commas count
+    as spaces and lines that start with ``#`` as comments.
+
+    Raises MissingFileError and TopologyError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise MissingFileError(f"cannot read graph file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TopologyError(f"{path}: not a text file") from None
+    if text.lstrip().startswith("<"):
+        return _from_graphml(path)
+    lines = [line.replace(",", " ").split() for line in text.splitlines() if not line.lstrip().startswith("#")]
+    try:
+        rows = [[int(word) for word in line] for line in lines if line]
+    except ValueError:
+        raise TopologyError(f"{path}: neither an adjacency matrix nor an edge list of whole numbers") from None
+    n = len(rows)
+    if n == 0:
+        raise TopologyError(f"{path}: the file is empty")
+    if n > 1 and all(len(row) == n for row in rows) and {x for row in rows for x in row} <= {0, 1}:
+        return _from_matrix(rows, path)
+    peers = rows.pop(0)[0] if len(rows[0]) == 1 else None
+    bad = next((row for row in rows if len(row) != 2 or min(row) < 0), None)
+    if bad is not None:
+        raise TopologyError(f"{path}: neither an n x n matrix of 0 and 1 nor an edge list; look at the line {bad}")
+    graph: nx.Graph[int] = nx.Graph()
+    graph.add_edges_from((a, b) for a, b in rows)
+    highest = max(graph, default=-1)
+    if peers is not None and highest >= peers:
+        raise TopologyError(f"{path}: the first line says {peers} peers, but an edge names peer {highest}")
+    graph.add_nodes_from(range(highest + 1 if peers is None else peers))
+    return _checked(graph, str(path))
+
+
+def _from_matrix(rows: list[list[int]], path: Path) -> Topology:
+    n = len(rows)
+    lopsided = next(((i, j) for i in range(n) for j in range(i) if rows[i][j] != rows[j][i]), None)
+    if lopsided:
+        raise TopologyError(f"{path}: the matrix is not symmetric, see peers {lopsided[1]} and {lopsided[0]}")
+    graph: nx.Graph[int] = nx.Graph()
+    graph.add_nodes_from(range(n))
+    graph.add_edges_from((i, j) for i in range(n) for j in range(i + 1) if rows[i][j])
+    return _checked(graph, str(path))
+
+
+def _from_graphml(path: Path) -> Topology:
+    try:
+        graph: nx.Graph[str] = nx.Graph(nx.read_graphml(path))
+    except (nx.NetworkXError, ParseError, ValueError, KeyError) as error:
+        raise TopologyError(f"{path}: not GraphML: {error}") from None
+    names = list(graph)
+    numbered = {str(i) for i in range(len(names))} == set(names)
+    order = {name: int(name) if numbered else i for i, name in enumerate(names)}
+    numbered_graph: nx.Graph[int] = nx.Graph()
+    numbered_graph.add_nodes_from(range(len(names)))
+    numbered_graph.add_edges_from((order[a], order[b]) for a, b in graph.edges)
+    return _checked(numbered_graph, str(path))
+
+
+def _row_major(graph: "nx.Graph[tuple[int, int]]", columns: int) -> "nx.Graph[int]":
+    numbered: nx.Graph[int] = nx.Graph()
+    numbered.add_nodes_from(row * columns + column for row, column in graph)
+    numbered.add_edges_from((r * columns + c, row * columns + column) for (r, c), (row, column) in graph.edges)
+    return numbered
+
+
+def _drawn(graph_seed: int | None, run_seed: int, draw: "Callable[[int], nx.Graph[int]]") -> Topology:
+    seed = run_seed if graph_seed is None else graph_seed
+    for attempt in range(DRAWS):
+        graph = draw(Stream(seed, "graph", attempt).integer())
+        if nx.is_connected(graph):
+            return _checked(graph)
+    raise TopologyError(f"graph: {DRAWS} draws all came out in pieces; raise p, the degree or the links of a peer")
+
+
+def _checked(graph: "nx.Graph[int]", where: str = "graph") -> Topology:
+    loops = [peer for peer, _ in nx.selfloop_edges(graph)]
+    if loops:
+        raise TopologyError(f"{where}: peer {loops[0]} is linked to itself; take that edge out")
+    if len(graph) < 2:
+        raise TopologyError(f"{where}: {len(graph)} peer(s); decentralised learning needs at least two")
+    pieces = sorted((sorted(piece) for piece in nx.connected_components(graph)), key=len)
+    if len(pieces) > 1:
+        raise TopologyError(
+            f"{where}: the graph is in {len(pieces)} pieces; link peers {_some(pieces[0])} to the others"
+        )
+    return Topology(len(graph), tuple(sorted((min(edge), max(edge)) for edge in graph.edges)))
+
+
+def _some(peers: list[int]) -> str:
+    return ", ".join(map(str, peers[:5])) + (" ..." if len(peers) > 5 else "")

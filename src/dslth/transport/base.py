@@ -1,0 +1,56 @@
+"""The interface that the peer loop needs: small enough that a test can write one in a page."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Delivery", "LinkBytes", "Transport"]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message that arrived.
+
+    ``route`` is where an answer goes. ``answer_of`` is the neighbour whose own listening address it came from: only
+    answers on a connection that this peer opened have one, so nobody else can forge it.
+    """
+
+    frames: Sequence[bytes]
+    route: Hashable
+    answer_of: int | None = None
+
+
+@dataclass(frozen=True)
+class LinkBytes:
+    """Bytes that the kernel's TCP has carried for an edge since the start, retransmissions not counted."""
+
+    sent: int = 0
+    received: int = 0
+
+
+class Transport(Protocol):
+    """One peer's end of the network."""
+
+    def listen(self, address: str) -> str:
+        """Listen and give the address with the real port; AddressError where that is not possible."""
+
+    def connect(self, neighbour: int, address: str) -> None:
+        """Open the edge to a neighbour; it need not be there yet."""
+
+    def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
+        """Hand a message over, never waiting; False where the neighbour's queue is full."""
+
+    def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
+        """Hand over an answer to a delivery; False where whoever sent it is gone."""
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """Wait up to ``timeout`` seconds for a message."""
+
+    def identify(self, route: Hashable, neighbour: int) -> None:
+        """Learn that a delivery came from a neighbour, so that its connection's bytes count to that edge."""
+
+    def link_bytes(self) -> dict[int, LinkBytes] | None:
+        """Read the counters of each edge; None where there is no link to count on."""
+
+    def close(self) -> None:
+        """Send what is still queued, for a moment, and let everything go."""

@@ -1,0 +1,70 @@
+"""Peers as threads of one process: queues in place of sockets, the same bytes."""
+
+import queue
+from collections.abc import Hashable, Sequence
+
+from dslth.errors import AddressError
+from dslth.transport.base import Delivery, LinkBytes
+
+__all__ = ["MemoryNetwork", "MemoryTransport"]
+
+
+class MemoryNetwork:
+    """The mailboxes of all peers, by address."""
+
+    def __init__(self) -> None:
+        self.mailboxes: dict[str, queue.SimpleQueue[Delivery]] = {}
+
+
+class MemoryTransport:
+    """One peer's end of a MemoryNetwork; see Transport."""
+
+    def __init__(self, network: MemoryNetwork, peer: int) -> None:
+        self._network, self._peer = network, peer
+        self._address = ""
+        self._mailbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._addresses: dict[int, str] = {}
+        self._waiting: list[tuple[int, Sequence[bytes]]] = []
+
+    def listen(self, address: str) -> str:
+        if address in self._network.mailboxes:
+            raise AddressError(f"{address} is taken")
+        self._address = address
+        self._network.mailboxes[address] = self._mailbox
+        return address
+
+    def connect(self, neighbour: int, address: str) -> None:
+        self._addresses[neighbour] = address
+
+    def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
+        mailbox = self._network.mailboxes.get(self._addresses[neighbour])
+        if mailbox is None:  # not there yet: keep the message, as a socket would
+            self._waiting.append((neighbour, frames))
+        else:
+            mailbox.put(Delivery(frames, route=self._address))
+        return True
+
+    def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
+        mailbox = self._network.mailboxes.get(str(route))
+        if mailbox is None:
+            return False
+        mailbox.put(Delivery(frames, route=None, answer_of=self._peer))
+        return True
+
+    def receive(self, timeout: float) -> Delivery | None:
+        waiting, self._waiting = self._waiting, []
+        for neighbour, frames in waiting:
+            self.send(neighbour, frames)
+        try:
+            return self._mailbox.get(timeout=max(0.0, timeout))
+        except queue.Empty:
+            return None
+
+    def identify(self, route: Hashable, neighbour: int) -> None:
+        pass
+
+    def link_bytes(self) -> dict[int, LinkBytes] | None:
+        return None
+
+    def close(self) -> None:
+        self._network.mailboxes.pop(self._address, None)

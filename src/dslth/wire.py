@@ -1,0 +1,266 @@
+"""What peers send each other, and every check on what comes in.
+
+A message is two frames, a header and a payload. The header is a msgpack array in this fixed order:
+
+=========  ========================================================================================================
+version    of this format
+kind       hello, welcome, refused, mask, bye
+tag        first 32 bits of the run digest
+sender     id of the peer that speaks
+round      the round it is in, from 0
+codec      wire id of the payload's codec; 0 where the payload is no mask
+check      CRC-32 over the fields above and what the payload stands for: the mask's packed form, else the payload
+=========  ========================================================================================================
+
+A hello opens an edge in each direction; it carries the run digest and the layout of the sender's masks, which mask
+messages then need not repeat. Its answer, on the same connection, is a welcome of the same content or a refusal with
+the settings of the refusing peer, so that the refused one can say what differs.
+
+Nothing that arrives is trusted: lengths are checked before contents, types before values, and whatever is wrong raises
+Refused with one of the named reasons. No exception but Refused leaves the reading functions, whatever the bytes.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Any, NamedTuple, NoReturn
+from zlib import crc32
+
+import msgpack
+
+from dslth.codecs import BY_ID, Codec
+from dslth.masks import BitMask, packed_size
+
+__all__ = [
+    "MAX_CONTROL",
+    "MAX_HEADER",
+    "VERSION",
+    "Frames",
+    "Header",
+    "Hello",
+    "Kind",
+    "Refusal",
+    "Refused",
+    "bye",
+    "differences",
+    "hello",
+    "mask_message",
+    "max_payload",
+    "read_header",
+    "read_hello",
+    "read_mask",
+    "read_refusal",
+    "refusal",
+    "run_digest",
+    "tag",
+]
+
+VERSION = 1
+MAX_HEADER = 64
+"""Bytes of a header at most (in practice 14 to 20)."""
+MAX_CONTROL = 16384
+"""Bytes of a payload that is no mask, at most."""
+_MAX_FIELD = 2**32 - 1
+
+Frames = tuple[bytes, bytes]
+
+
+class Kind(IntEnum):
+    """What a message is."""
+
+    HELLO = 0
+    WELCOME = 1
+    REFUSED = 2
+    MASK = 3
+    BYE = 4
+
+
+class Refusal(StrEnum):
+    """Why a message was not taken in; the report counts them by these names."""
+
+    MALFORMED = "malformed"
+    OVERSIZED = "oversized"
+    WRONG_VERSION = "wrong-version"
+    WRONG_RUN = "wrong-run"
+    STRANGER = "stranger"
+    NO_HELLO = "no-hello"
+    STALE = "stale"
+    FUTURE = "future"
+    DUPLICATE = "duplicate"
+    UNKNOWN_CODEC = "unknown-codec"
+    WRONG_LENGTH = "wrong-length"
+    WRONG_DENSITY = "wrong-density"
+    CORRUPT = "corrupt"
+
+
+class Refused(Exception):  # noqa: N818  (it is a verdict on a message, not an error of the program)
+    """A message that is not taken in, and why."""
+
+    def __init__(self, reason: Refusal) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class Header(NamedTuple):
+    """The first frame, field for field."""
+
+    version: int
+    kind: int
+    tag: int
+    sender: int
+    round: int
+    codec: int
+    check: int
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who a peer is: its run, and its masks' weights (``sizes``) and ones (``ones``) in each layer."""
+
+    digest: bytes
+    sizes: tuple[int, ...]
+    ones: tuple[int, ...]
+
+
+def run_digest(identity: Mapping[str, str]) -> bytes:
+    """Name all that peers of a run must share, and this wire format, by 16 bytes of a SHA-256."""
+    text = "\n".join(f"{key}={value}" for key, value in sorted(identity.items()))
+    return hashlib.sha256(f"dslth {VERSION}\n{text}".encode()).digest()[:16]
+
+
+def max_payload(sizes: Sequence[int]) -> int:
+    """Give the most bytes that a payload may have in a run with masks of these sizes."""
+    return max(packed_size(sizes) + 1, MAX_CONTROL)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def hello(kind: Kind, me: Hello, sender: int, round_: int) -> Frames:
+    """Write a hello or a welcome."""
+    return _control(kind, me.digest, sender, round_, [me.digest, list(me.sizes), list(me.ones)])
+
+
+def refusal(digest: bytes, sender: int, round_: int, identity: Mapping[str, str]) -> Frames:
+    """Write the answer to a hello of another run: this peer's own settings."""
+    return _control(Kind.REFUSED, digest, sender, round_, dict(identity))
+
+
+def bye(digest: bytes, sender: int, round_: int) -> Frames:
+    """Write that a peer leaves after this round."""
+    return _control(Kind.BYE, digest, sender, round_, None)
+
+
+def mask_message(digest: bytes, sender: int, round_: int, mask: BitMask, codec: Codec) -> Frames:
+    """Write a mask."""
+    payload = codec.encode(mask)
+    return _sealed(Kind.MASK, digest, sender, round_, codec.wire_id, mask.pack()), payload
+
+
+def _control(kind: Kind, digest: bytes, sender: int, round_: int, content: Any) -> Frames:
+    payload: bytes = b"" if content is None else msgpack.packb(content)
+    return _sealed(kind, digest, sender, round_, 0, payload), payload
+
+
+def _sealed(kind: Kind, digest: bytes, sender: int, round_: int, codec: int, content: bytes) -> bytes:
+    fields = (VERSION, int(kind), tag(digest), sender, round_, codec)
+    packed: bytes = msgpack.packb((*fields, _check(fields, content)))
+    return packed
+
+
+def tag(digest: bytes) -> int:
+    """Give the first 32 bits of a run digest, which every header carries."""
+    return int.from_bytes(digest[:4], "big")
+
+
+def _check(fields: Sequence[int], content: bytes) -> int:
+    return crc32(content, crc32(msgpack.packb(list(fields))))
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_header(frames: Sequence[bytes], sizes: Sequence[int]) -> Header:
+    """Read the header of a message in a run with masks of these sizes; the payload's length is checked as well."""
+    if len(frames) != 2:
+        _refuse(Refusal.MALFORMED)
+    if len(frames[0]) > MAX_HEADER or len(frames[1]) > max_payload(sizes):
+        _refuse(Refusal.OVERSIZED)
+    fields = _unpack(frames[0])
+    if type(fields) is not list or len(fields) != len(Header._fields):
+        _refuse(Refusal.MALFORMED)
+    if not all(type(field) is int and 0 <= field <= _MAX_FIELD for field in fields):
+        _refuse(Refusal.MALFORMED)
+    header = Header(*fields)
+    if header.version != VERSION:
+        _refuse(Refusal.WRONG_VERSION)
+    if header.kind not in list(Kind):
+        _refuse(Refusal.MALFORMED)
+    if header.kind != Kind.MASK:
+        _verify(header, frames[1])
+    return header
+
+
+def read_hello(payload: bytes) -> Hello:
+    """Read the payload of a hello or a welcome."""
+    content = _unpack(payload)
+    if type(content) is not list or len(content) != 3:
+        _refuse(Refusal.MALFORMED)
+    digest, sizes, ones = content
+    if type(digest) is not bytes or len(digest) != 16 or type(sizes) is not list or type(ones) is not list:
+        _refuse(Refusal.MALFORMED)
+    if len(sizes) != len(ones) or not all(type(n) is int and 0 <= n <= _MAX_FIELD for n in (*sizes, *ones)):
+        _refuse(Refusal.MALFORMED)
+    if any(kept > n for kept, n in zip(ones, sizes, strict=True)):
+        _refuse(Refusal.WRONG_DENSITY)
+    return Hello(digest, tuple(sizes), tuple(ones))
+
+
+def read_refusal(payload: bytes) -> dict[str, str]:
+    """Read the settings that a refusing peer sends."""
+    content = _unpack(payload)
+    if type(content) is not dict or not all(type(text) is str for item in content.items() for text in item):
+        _refuse(Refusal.MALFORMED)
+    return dict(content)
+
+
+def read_mask(header: Header, payload: bytes, sender: Hello, *, fewer_ones: bool = False) -> BitMask:
+    """Read a mask of a sender that has said hello; ``fewer_ones`` are possible with structured removal."""
+    codec = BY_ID.get(header.codec)
+    if codec is None:
+        _refuse(Refusal.UNKNOWN_CODEC)
+    try:
+        mask = codec.decode(payload, sender.sizes)
+    except ValueError:
+        _refuse(Refusal.WRONG_LENGTH if len(payload) != packed_size(sender.sizes) else Refusal.CORRUPT)
+    if mask.ones != sender.ones and not (
+        fewer_ones and all(got <= most for got, most in zip(mask.ones, sender.ones, strict=True))
+    ):
+        _refuse(Refusal.WRONG_DENSITY)
+    _verify(header, mask.pack())
+    return mask
+
+
+def differences(mine: Mapping[str, str], theirs: Mapping[str, str], limit: int = 3) -> str:
+    """Say in words in which settings two runs differ."""
+    keys = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+    said = [f"{key} is {mine.get(key, 'not set')} here and {theirs.get(key, 'not set')!s:.60} there" for key in keys]
+    more = f" (and {len(keys) - limit} more)" if len(keys) > limit else ""
+    return (", ".join(said[:limit]) or "the version of dslth differs") + more
+
+
+def _verify(header: Header, content: bytes) -> None:
+    if header.check != _check(header[:-1], content):
+        _refuse(Refusal.CORRUPT)
+
+
+def _unpack(frame: bytes) -> Any:
+    try:
+        return msgpack.unpackb(frame)
+    except (ValueError, msgpack.UnpackException):
+        _refuse(Refusal.MALFORMED)
+
+
+def _refuse(reason: Refusal) -> NoReturn:
+    raise Refused(reason) from None
