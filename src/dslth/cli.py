@@ -1,11 +1,11 @@
-"""The commands: ``dslth`` for whole runs and what is left of them, ``dslth-peer`` for one peer in a process of its own."""
+"""The commands: ``dslth`` for whole runs and what is left of them, ``dslth-peer`` for one peer in its own process."""
 
 import json
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from dslth import __version__, config, launcher, report, topology
 from dslth.errors import DslthError, MissingFileError, OutputError
@@ -220,16 +220,20 @@ def _folder(wanted: Path | None, topology_file: str) -> RunFolder:
 
 def _title(topology_file: str, settings: config.RunConfig) -> str:
     experiment = settings.experiment
-    return f"{Path(topology_file).stem}: {experiment.model.name} on {experiment.data.name}, preset {experiment.preset}, seed {experiment.seed}"
+    what = f"{experiment.model.name} on {experiment.data.name}, preset {experiment.preset}, seed {experiment.seed}"
+    return f"{Path(topology_file).stem}: {what}"
 
 
 @contextmanager
 def _downloads() -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar for each file that is downloaded, if any."""
-    with Progress(console=err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    with ExitStack() as shown:
+        bars = Progress(console=err, transient=True)
+        tasks: dict[str, TaskID] = {}
 
         def progress(name: str, done: int, total: int) -> None:
+            if not tasks:
+                shown.enter_context(bars)
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total or None)
             bars.update(tasks[name], completed=done)
@@ -374,7 +378,8 @@ def _peer(
             sent = report.amount(sum(link.message_sent for link in event.links.values()))
             missing = f", missing {list(event.missing)}" if event.missing else ""
             err.print(
-                f"round {event.round + 1}/{settings.experiment.rounds}: loss {event.loss:.3f}{personal}, sent {sent}{missing}",
+                f"round {event.round + 1}/{settings.experiment.rounds}: loss {event.loss:.3f}{personal}, "
+                f"sent {sent}{missing}",
                 highlight=False,
             )
 

@@ -273,9 +273,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "algorithm": {
             "lr": 1.0,
             "fine_tune_lr": 1.0,
-            "weight_decay": 0.0,
-            "local_steps": 1,
-            "density": {"conv": 0.3, "linear": 0.5},
+            "local_steps": 2,
+            "density": {"conv": 0.5, "linear": 0.9},
+            "scores": "common",
         },
     },
     # The paper's protocol, constant for constant.

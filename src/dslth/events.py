@@ -84,7 +84,7 @@ class RoundReport(_Record):
 
 
 class Finished(_Record):
-    """The peer is done, or was asked to end. ``mask_digest`` is that of its ticket, ``refused`` counts the whole run."""
+    """The peer is done or was asked to end; ``mask_digest`` is its ticket's, ``refused`` counts the whole run."""
 
     event: Literal["finished"] = "finished"
     peer: int

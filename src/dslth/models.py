@@ -31,7 +31,17 @@ class LocalResponseNorm(nn.Module):
 def _norm(config: ModelConfig, channels: int, alpha: float) -> nn.Module:
     if config.norm == "local-response":
         return LocalResponseNorm(alpha)
-    return nn.GroupNorm(max(1, channels // 16), channels, affine=False)
+    return nn.GroupNorm(channels // 8, channels, affine=False)
+
+
+def _convolution(
+    config: ModelConfig, channels: int, width: int, kernel: int, alpha: float, pool: nn.Module
+) -> list[nn.Module]:
+    """Build a convolution with its norm, ELU and pooling; group norm comes before the ELU, local response norm after."""
+    convolution = nn.Conv2d(channels, width, kernel, padding=1, bias=False)
+    norm = _norm(config, width, alpha)
+    activated = [norm, nn.ELU()] if config.norm == "group" else [nn.ELU(), norm]
+    return [convolution, *activated, pool]
 
 
 def _mlp(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
@@ -42,25 +52,18 @@ def _mlp(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list
 def _cnn(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
     """Build the paper's net on 3x32x32; on smaller images the same design with fewer or smaller convolutions."""
     channels, side, _ = shape
-    if side >= 32:
-        widths, kernel, hidden, alphas = (64, 128, 256), 5, 192, (2e-5, 1e-4, 1e-4)
-    elif side >= 20:
-        widths, kernel, hidden, alphas = (32, 64, 128), 5, 128, (2e-5, 1e-4, 1e-4)
-    else:
-        return [
-            nn.Conv2d(channels, 32, 3, padding=1, bias=False), nn.ELU(), _norm(config, 32, 2e-5), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1, bias=False), nn.ELU(), _norm(config, 64, 1e-4), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(64 * (side // 4) ** 2, 128), nn.ELU(), nn.Linear(128, classes),
-        ]  # fmt: skip
     layers: list[nn.Module] = []
-    for width, alpha, pad in zip(widths, alphas, (0, 0, 1), strict=True):
-        layers += [nn.Conv2d(channels, width, kernel, padding=1, bias=False), nn.ELU(), _norm(config, width, alpha)]
-        layers += [nn.MaxPool2d(3, 2, padding=pad)]
-        side = (side + 2 - kernel + 1 + 2 * pad - 3) // 2 + 1
-        channels = width
-    return [
-        *layers, nn.Flatten(), nn.Linear(channels * side * side, hidden), nn.ELU(), nn.Linear(hidden, classes),
-    ]  # fmt: skip
+    if side < 20:
+        widths, hidden = (32, 64), 128
+        for width, alpha in zip(widths, (2e-5, 1e-4), strict=True):
+            layers += _convolution(config, channels, width, 3, alpha, nn.MaxPool2d(2))
+            channels, side = width, side // 2
+    else:
+        widths, hidden = ((64, 128, 256), 192) if side >= 32 else ((32, 64, 128), 128)
+        for width, alpha, pad in zip(widths, (2e-5, 1e-4, 1e-4), (0, 0, 1), strict=True):
+            layers += _convolution(config, channels, width, 5, alpha, nn.MaxPool2d(3, 2, padding=pad))
+            channels, side = width, (side - 2 + 2 * pad - 3) // 2 + 1
+    return [*layers, nn.Flatten(), nn.Linear(channels * side**2, hidden), nn.ELU(), nn.Linear(hidden, classes)]
 
 
 class _Residual(nn.Module):

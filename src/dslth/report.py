@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -125,11 +126,15 @@ def amount(n: float | None) -> str:
     raise AssertionError
 
 
+def _thousands(n: int | None) -> str:
+    return "–" if n is None else f"{n:,}"
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _spark(values: Sequence[float], width: int = 16) -> str:
+def _spark(values: Sequence[float], width: int = 10) -> str:
     """Draw shares in 0 .. 1 as a row of bars, the last one at the right."""
     step = max(1, len(values) / width)
     points = [values[min(len(values) - 1, int((i + 1) * step) - 1)] for i in range(min(width, len(values)))]
@@ -137,9 +142,18 @@ def _spark(values: Sequence[float], width: int = 16) -> str:
 
 
 def _columns(title: str, *names: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _filled(title: str, columns: Mapping[str, Sequence[str | Text]]) -> Table:
+    """Make a table of columns, without those that have nothing to say."""
+    told = {name: cells for name, cells in columns.items() if any(str(cell) for cell in cells)}
+    table = _columns(title, *told)
+    for row in zip(*told.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
@@ -166,31 +180,44 @@ class LiveTable:
         return f"round {done}/{self._rounds}, personal accuracy {_percent(mean)}, sent {sent}"
 
     def __rich__(self) -> RenderableType:
-        table = _columns(
-            self._title, "peer", "device", "round", "loss", "personal", "personal by round", "global", "sent", "missing"
+        rows = [_Row(events) for events in self._peers.values()]
+        table = _filled(
+            self._title,
+            {
+                "peer": [f"{peer}{' ✓' if row.done else ''}" for peer, row in zip(self._peers, rows, strict=True)],
+                "device": _told(row.device for row in rows),
+                "round": [f"{row.rounds}/{self._rounds}" for row in rows],
+                "loss": [f"{row.last.loss:.3f}" if row.last else "–" for row in rows],
+                "personal": [_percent(row.personal[-1] if row.personal else None) for row in rows],
+                "by round": [Text(_spark(row.personal), style="green") for row in rows],
+                "global": [_percent(row.common) for row in rows],
+                "sent": [amount(sent) for sent in (self._sent[peer] for peer in self._peers)],
+                "missing": [", ".join(map(str, row.last.missing)) if row.last else "" for row in rows],
+            },
         )
-        for peer, events in self._peers.items():
-            last = _last_round(events)
-            joined = next((event for event in events if isinstance(event, Joined)), None)
-            done = bool(events) and isinstance(events[-1], Finished)
-            shown = [
-                e.accuracy_personal for e in events if isinstance(e, RoundReport) and e.accuracy_personal is not None
-            ]
-            evaluated = next(
-                (e for e in reversed(events) if isinstance(e, RoundReport) and e.accuracy_global is not None), None
-            )
-            table.add_row(
-                f"{peer}{' ✓' if done else ''}",
-                joined.device if joined else Text("joining …", style="dim"),
-                f"{last.round + 1 if last else 0}/{self._rounds}",
-                f"{last.loss:.3f}" if last else "–",
-                _percent(shown[-1] if shown else None),
-                Text(_spark(shown), style="green"),
-                _percent(evaluated.accuracy_global if evaluated else None),
-                amount(self._sent[peer]),
-                ", ".join(map(str, last.missing)) if last and last.missing else "",
-            )
         return Group(table, Text(self.line(), style="dim"))
+
+
+class _Row:
+    """What a table says of one peer, from its reports."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        rounds = [event for event in events if isinstance(event, RoundReport)]
+        joined = next((event for event in events if isinstance(event, Joined)), None)
+        self.last = rounds[-1] if rounds else None
+        self.rounds = len(rounds)
+        self.done = bool(events) and isinstance(events[-1], Finished)
+        self.personal = [event.accuracy_personal for event in rounds if event.accuracy_personal is not None]
+        self.common = next((e.accuracy_global for e in reversed(rounds) if e.accuracy_global is not None), None)
+        self.device = joined.device if joined else ""
+        self.samples = str(joined.training_samples) if joined else ""
+        self.density = " ".join(f"{k:.2g}" for k in self.last.density) if self.last else ""
+
+
+def _told(values: Iterable[str]) -> list[str]:
+    """Give a column only where it tells peers apart."""
+    column = list(values)
+    return column if len(set(column)) > 1 else [""] * len(column)
 
 
 def _last_round(events: Sequence[Event]) -> RoundReport | None:
@@ -198,33 +225,29 @@ def _last_round(events: Sequence[Event]) -> RoundReport | None:
 
 
 def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Table:
-    """Show a run peer by peer."""
-    table = _columns(
-        f"{folder.path}: {summary['rounds']} rounds", "peer", "device", "densities", "samples", "personal", "personal by round",
-        "global", "payload sent", "messages", "link", "missing", "refused", "ticket",
-    )  # fmt: skip
+    """Show a run peer by peer; columns that would be empty, or alike for all devices, are left out."""
     events = folder.events()
-    for peer in summary["peers"]:
-        mine = events[peer["id"]]
-        joined = next((event for event in mine if isinstance(event, Joined)), None)
-        last = _last_round(mine)
-        shown = [e.accuracy_personal for e in mine if isinstance(e, RoundReport) and e.accuracy_personal is not None]
-        table.add_row(
-            str(peer["id"]),
-            joined.device if joined else "–",
-            " ".join(f"{k:.2g}" for k in last.density) if last else "–",
-            str(joined.training_samples) if joined else "–",
-            _percent(peer["accuracy_personal"]),
-            Text(_spark(shown), style="green"),
-            _percent(peer["accuracy_global"]),
-            amount(peer["payload_bytes_sent"]),
-            amount(peer["message_bytes_sent"]),
-            amount(peer["link_bytes_sent"]),
-            str(peer["missing"] or ""),
-            ", ".join(f"{reason} {count}" for reason, count in peer["refused"].items()),
-            (peer["mask_digest"] or "–")[:8],
-        )
-    return table
+    peers = summary["peers"]
+    rows = [_Row(events[peer["id"]]) for peer in peers]
+    refused = [", ".join(f"{reason} {count}" for reason, count in peer["refused"].items()) for peer in peers]
+    return _filled(
+        f"{folder.path}: {summary['rounds']} rounds",
+        {
+            "peer": [str(peer["id"]) for peer in peers],
+            "device": _told(row.device for row in rows),
+            "density": _told(row.density for row in rows),
+            "samples": [row.samples for row in rows],
+            "personal": [_percent(peer["accuracy_personal"]) for peer in peers],
+            "by round": [Text(_spark(row.personal), style="green") for row in rows],
+            "global": [_percent(peer["accuracy_global"]) for peer in peers],
+            "payload": [amount(peer["payload_bytes_sent"]) for peer in peers],
+            "messages": [amount(peer["message_bytes_sent"]) for peer in peers],
+            "link": [amount(peer["link_bytes_sent"]) for peer in peers],
+            "missing": [str(peer["missing"] or "") for peer in peers],
+            "refused": refused,
+            "ticket": [(peer["mask_digest"] or "–")[:7] for peer in peers],
+        },
+    )
 
 
 def totals(summary: Mapping[str, Any]) -> Table:
@@ -234,7 +257,8 @@ def totals(summary: Mapping[str, Any]) -> Table:
     rows = {
         "personal accuracy, mean": _percent(summary["accuracy_personal"]),
         "global accuracy, mean": _percent(summary["accuracy_global"]),
-        "seconds, to the first round": f"{summary['seconds']:.1f}, {summary['seconds_to_first_round'] or float('nan'):.1f}",
+        "seconds": f"{summary['seconds']:.1f}",
+        "seconds to the first round": f"{summary['seconds_to_first_round'] or float('nan'):.1f}",
         "masked weights x directed edges": f"{summary['masked_weights']:,} x {summary['directed_edges']}",
         "payload bytes sent (encoded masks)": f"{summary['payload_bytes_sent']:,}",
         "message bytes sent (and headers, hellos)": f"{summary['message_bytes_sent']:,}",
@@ -276,7 +300,10 @@ def edge_table(folder: RunFolder) -> Table:
                 )
         for neighbour, total in sorted(sums.items()):
             table.add_row(
-                f"{peer} → {neighbour}", f"{total.payload_sent:,}", f"{total.message_sent:,}", f"{total.link_sent:,}"
+                f"{peer} → {neighbour}",
+                _thousands(total.payload_sent),
+                _thousands(total.message_sent),
+                _thousands(total.link_sent),
             )
     return table
 
@@ -342,7 +369,9 @@ def draw_png(topology: Topology, path: Path) -> None:
     x, y = zip(*(places[peer] for peer in graph), strict=True)
     axes.scatter(x, y, s=320, color="#2a6f97", zorder=2)
     for peer in graph:
-        axes.text(*places[peer], str(peer), color="white", ha="center", va="center", fontsize=9, zorder=3)
+        axes.text(
+            places[peer][0], places[peer][1], str(peer), color="white", ha="center", va="center", fontsize=9, zorder=3
+        )
     try:
         figure.savefig(path, dpi=150, format="png")
     except OSError as error:

@@ -94,6 +94,8 @@ def top_k(scores: Tensor, k: float) -> Tensor:
     magnitudes = scores.detach().abs().reshape(-1).numpy()
     n = magnitudes.size
     drop = dropped(n, k)
+    if drop == n:
+        return torch.zeros(scores.shape, dtype=torch.bool)
     threshold = np.partition(magnitudes, drop)[drop]  # the smallest kept one; a full sort takes 50 times longer
     kept = magnitudes > threshold
     tied = np.flatnonzero(magnitudes == threshold)

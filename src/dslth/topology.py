@@ -1,7 +1,7 @@
 """The graph of peers: made by networkx from a few words, or read from a file made elsewhere."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,18 @@ def build(graph: config.GraphConfig, seed: int) -> Topology:
     Raises TopologyError (in pieces, a self-loop, impossible degrees) and MissingFileError.
     """
     match graph:
+        case config.GraphFile():
+            return read_graph(Path(graph.file))
+        case config.ErdosRenyi() | config.SmallWorld() | config.RandomRegular():
+            return _drawn(graph, seed)
+        case config.Edges():
+            return _from_edges(graph.edges, graph.peers, "graph.edges")
+        case _:
+            return _regular(graph)
+
+
+def _regular(graph: config.Ring | config.Line | config.Star | config.Full | config.Grid | config.Torus) -> Topology:
+    match graph:
         case config.Ring():
             return _checked(nx.cycle_graph(graph.peers))
         case config.Line():
@@ -68,35 +80,9 @@ def build(graph: config.GraphConfig, seed: int) -> Topology:
             return _checked(nx.star_graph(graph.peers - 1))
         case config.Full():
             return _checked(nx.complete_graph(graph.peers))
-        case config.Grid():
-            return _checked(_row_major(nx.grid_2d_graph(graph.rows, graph.columns), graph.columns))
-        case config.Torus():
-            torus = nx.grid_2d_graph(graph.rows, graph.columns, periodic=True)
-            return _checked(_row_major(torus, graph.columns))
-        case config.ErdosRenyi():
-            return _drawn(graph.seed, seed, lambda s: nx.erdos_renyi_graph(graph.peers, graph.p, seed=s))
-        case config.SmallWorld():
-            if graph.neighbours > graph.peers:
-                raise TopologyError(f"graph.neighbours: {graph.neighbours} links for each of {graph.peers} peers")
-            draw = lambda s: nx.watts_strogatz_graph(graph.peers, graph.neighbours, graph.p, seed=s)  # noqa: E731
-            return _drawn(graph.seed, seed, draw)
-        case config.RandomRegular():
-            if graph.degree >= graph.peers or graph.degree * graph.peers % 2:
-                raise TopologyError(
-                    f"graph.degree: no graph gives {graph.peers} peers {graph.degree} links each; "
-                    "degree must be below peers, and peers x degree even"
-                )
-            return _drawn(graph.seed, seed, lambda s: nx.random_regular_graph(graph.degree, graph.peers, seed=s))
-        case config.Edges():
-            outside = [edge for edge in graph.edges if not all(0 <= end < graph.peers for end in edge)]
-            if outside:
-                raise TopologyError(f"graph.edges: {list(outside[0])} is outside peers 0 to {graph.peers - 1}")
-            edges: nx.Graph[int] = nx.Graph()
-            edges.add_nodes_from(range(graph.peers))
-            edges.add_edges_from(graph.edges)
-            return _checked(edges)
-        case config.GraphFile():
-            return read_graph(Path(graph.file))
+        case config.Grid() | config.Torus():
+            grid = nx.grid_2d_graph(graph.rows, graph.columns, periodic=graph.kind == "torus")
+            return _checked(nx.convert_node_labels_to_integers(grid, ordering="sorted"))
 
 
 def read_graph(path: Path) -> Topology:
@@ -129,24 +115,16 @@ def read_graph(path: Path) -> Topology:
     bad = next((row for row in rows if len(row) != 2 or min(row) < 0), None)
     if bad is not None:
         raise TopologyError(f"{path}: neither an n x n matrix of 0 and 1 nor an edge list; look at the line {bad}")
-    graph: nx.Graph[int] = nx.Graph()
-    graph.add_edges_from((a, b) for a, b in rows)
-    highest = max(graph, default=-1)
-    if peers is not None and highest >= peers:
-        raise TopologyError(f"{path}: the first line says {peers} peers, but an edge names peer {highest}")
-    graph.add_nodes_from(range(highest + 1 if peers is None else peers))
-    return _checked(graph, str(path))
+    highest = max((max(row) for row in rows), default=-1)
+    return _from_edges([(a, b) for a, b in rows], highest + 1 if peers is None else peers, str(path))
 
 
 def _from_matrix(rows: list[list[int]], path: Path) -> Topology:
     n = len(rows)
-    lopsided = next(((i, j) for i in range(n) for j in range(i) if rows[i][j] != rows[j][i]), None)
+    lopsided = next(((j, i) for i in range(n) for j in range(i) if rows[i][j] != rows[j][i]), None)
     if lopsided:
-        raise TopologyError(f"{path}: the matrix is not symmetric, see peers {lopsided[1]} and {lopsided[0]}")
-    graph: nx.Graph[int] = nx.Graph()
-    graph.add_nodes_from(range(n))
-    graph.add_edges_from((i, j) for i in range(n) for j in range(i + 1) if rows[i][j])
-    return _checked(graph, str(path))
+        raise TopologyError(f"{path}: the matrix is not symmetric, see peers {lopsided[0]} and {lopsided[1]}")
+    return _from_edges(((i, j) for i in range(n) for j in range(i + 1) if rows[i][j]), n, str(path))
 
 
 def _from_graphml(path: Path) -> Topology:
@@ -157,26 +135,40 @@ def _from_graphml(path: Path) -> Topology:
     names = list(graph)
     numbered = {str(i) for i in range(len(names))} == set(names)
     order = {name: int(name) if numbered else i for i, name in enumerate(names)}
-    numbered_graph: nx.Graph[int] = nx.Graph()
-    numbered_graph.add_nodes_from(range(len(names)))
-    numbered_graph.add_edges_from((order[a], order[b]) for a, b in graph.edges)
-    return _checked(numbered_graph, str(path))
+    return _from_edges(((order[a], order[b]) for a, b in graph.edges), len(names), str(path))
 
 
-def _row_major(graph: "nx.Graph[tuple[int, int]]", columns: int) -> "nx.Graph[int]":
-    numbered: nx.Graph[int] = nx.Graph()
-    numbered.add_nodes_from(row * columns + column for row, column in graph)
-    numbered.add_edges_from((r * columns + c, row * columns + column) for (r, c), (row, column) in graph.edges)
-    return numbered
-
-
-def _drawn(graph_seed: int | None, run_seed: int, draw: "Callable[[int], nx.Graph[int]]") -> Topology:
-    seed = run_seed if graph_seed is None else graph_seed
+def _drawn(graph: config.ErdosRenyi | config.SmallWorld | config.RandomRegular, run_seed: int) -> Topology:
+    n = graph.peers
+    if isinstance(graph, config.SmallWorld) and graph.neighbours > n:
+        raise TopologyError(f"graph.neighbours: {graph.neighbours} links for each of {n} peers")
+    if isinstance(graph, config.RandomRegular) and (graph.degree >= n or graph.degree * n % 2):
+        raise TopologyError(
+            f"graph.degree: no graph gives {n} peers {graph.degree} links each; "
+            "degree must be below peers, and peers x degree even"
+        )
     for attempt in range(DRAWS):
-        graph = draw(Stream(seed, "graph", attempt).integer())
-        if nx.is_connected(graph):
-            return _checked(graph)
+        seed = Stream(run_seed if graph.seed is None else graph.seed, "graph", attempt).integer()
+        match graph:
+            case config.ErdosRenyi():
+                drawn = nx.erdos_renyi_graph(n, graph.p, seed=seed)
+            case config.SmallWorld():
+                drawn = nx.watts_strogatz_graph(n, graph.neighbours, graph.p, seed=seed)
+            case config.RandomRegular():
+                drawn = nx.random_regular_graph(graph.degree, n, seed=seed)
+        if nx.is_connected(drawn):
+            return _checked(drawn)
     raise TopologyError(f"graph: {DRAWS} draws all came out in pieces; raise p, the degree or the links of a peer")
+
+
+def _from_edges(edges: Iterable[tuple[int, int]], peers: int, where: str) -> Topology:
+    graph: nx.Graph[int] = nx.Graph()
+    graph.add_nodes_from(range(peers))
+    graph.add_edges_from(edges)
+    outside = [node for node in graph if not 0 <= node < peers]
+    if outside:
+        raise TopologyError(f"{where}: an edge names peer {outside[0]}, but there are peers 0 to {peers - 1}")
+    return _checked(graph, where)
 
 
 def _checked(graph: "nx.Graph[int]", where: str = "graph") -> Topology:

@@ -1,0 +1,91 @@
+"""What several test files share: small runs, and peers as real processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ENV = {key: value for key, value in os.environ.items() if not key.startswith(("DSLTH", "COLUMNS"))}
+
+
+def free_ports(n):
+    """Find n neighbouring free ports, so that ``base_port`` can be written down."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            base = probe.getsockname()[1]
+        if base + n > 65535:
+            continue
+        try:
+            for port in range(base, base + n):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+
+
+@pytest.fixture
+def topology_file(tmp_path):
+    """Write a topology file of a small, quick run: three peers, an mlp, digits."""
+
+    def write(name="small.yaml", *, graph=None, network=None, peers=None, **experiment):
+        model = experiment.pop("model", {"name": "mlp"})
+        settings = {
+            "graph": graph or {"kind": "ring", "peers": 3},
+            "experiment": {"rounds": 3, "seed": 7, "model": model, **experiment},
+        }
+        settings |= {"network": network} if network else {}
+        settings |= {"peers": peers} if peers else {}
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return write
+
+
+class Commands:
+    """Runs dslth's commands as processes of their own, and leaves none behind."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.started = []
+
+    def start(self, command, *arguments, **options):
+        code = "main" if command == "dslth" else "peer_main"
+        line = [sys.executable, "-c", f"import sys; from dslth.cli import {code}; sys.argv[0] = {command!r}; {code}()"]
+        process = subprocess.Popen(
+            [*line, *map(str, arguments)],
+            cwd=self.folder,
+            env=ENV | options.pop("env", {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        self.started.append(process)
+        return process
+
+    def run(self, command, *arguments, timeout=120, **options):
+        process = self.start(command, *arguments, **options)
+        stdout, stderr = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def end(self):
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def commands(tmp_path):
+    made = Commands(tmp_path)
+    yield made
+    made.end()

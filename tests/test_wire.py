@@ -1,0 +1,193 @@
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dslth import wire
+from dslth.codecs import BITPACK, BY_ID, BY_NAME
+from dslth.masks import BitMask, packed_size
+from dslth.wire import Kind, Refusal, Refused
+
+SIZES = (13, 64, 7)
+DIGEST = bytes(range(16))
+ids = st.integers(0, 2**16)
+bits = st.tuples(*(st.lists(st.booleans(), min_size=n, max_size=n) for n in SIZES))
+
+
+def mask_of(layers):
+    return BitMask.from_arrays(np.array(layer, bool) for layer in layers)
+
+
+MASK = mask_of([[True] * 6 + [False] * 7, [True, False] * 32, [False] * 7])
+HELLO = wire.Hello(DIGEST, SIZES, MASK.ones)
+
+
+def refusal_of(function, *arguments, **options):
+    with pytest.raises(Refused) as caught:
+        function(*arguments, **options)
+    return caught.value.reason
+
+
+def read(frames, hello=HELLO):
+    return wire.read_mask(wire.read_header(frames, SIZES), frames[1], hello)
+
+
+@given(bits, ids, ids)
+def test_mask_messages_come_back_as_they_were(layers, sender, round_):
+    mask = mask_of(layers)
+    frames = wire.mask_message(DIGEST, sender, round_, mask, BITPACK)
+    header = wire.read_header(frames, SIZES)
+    assert (header.sender, header.round, header.kind) == (sender, round_, Kind.MASK)
+    assert header.tag == wire.tag(DIGEST)
+    assert wire.read_mask(header, frames[1], wire.Hello(DIGEST, SIZES, mask.ones)) == mask
+
+
+@given(ids, ids)
+def test_headers_are_short(sender, round_):
+    header, payload = wire.mask_message(DIGEST, sender, round_, MASK, BITPACK)
+    assert len(header) <= 24 < wire.MAX_HEADER
+    assert len(payload) == packed_size(SIZES)
+
+
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.WELCOME])
+def test_hellos_come_back_as_they_were(kind):
+    frames = wire.hello(kind, HELLO, 3, 5)
+    assert wire.read_header(frames, SIZES)[1:5] == (kind, wire.tag(DIGEST), 3, 5)
+    assert wire.read_hello(frames[1]) == HELLO
+
+
+def test_refusals_carry_the_settings():
+    frames = wire.refusal(DIGEST, 0, 0, {"experiment.seed": "2"})
+    assert wire.read_header(frames, SIZES).kind == Kind.REFUSED
+    assert wire.read_refusal(frames[1]) == {"experiment.seed": "2"}
+
+
+def test_differences_name_the_setting_and_both_values():
+    text = wire.differences({"seed": "1", "lr": "1"}, {"seed": "2", "lr": "1"})
+    assert text == "seed is 1 here and 2 there"
+    assert "2 more" in wire.differences({k: "1" for k in "abcde"}, {k: "2" for k in "abcde"})
+    assert "version" in wire.differences({"seed": "1"}, {"seed": "1"})
+
+
+@settings(max_examples=500)
+@given(st.lists(st.binary(max_size=80), max_size=4))
+def test_arbitrary_frames_are_refused_by_name(frames):
+    assert isinstance(refusal_of(wire.read_header, frames, SIZES), Refusal)
+
+
+@settings(max_examples=500)
+@given(st.recursive(st.integers() | st.binary() | st.text() | st.none() | st.booleans() | st.floats(), st.lists))
+def test_arbitrary_msgpack_is_no_hello_and_no_refusal_unless_it_is_one(content):
+    try:
+        payload = msgpack.packb(content)
+    except (OverflowError, UnicodeEncodeError):  # numbers and texts that msgpack cannot write
+        return
+    for reader in (wire.read_hello, wire.read_refusal):
+        try:
+            reader(payload)
+        except Refused as refused:
+            assert refused.reason in Refusal
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_payloads_never_raise_anything_else(payload):
+    for reader in (wire.read_hello, wire.read_refusal):
+        assert refusal_of(reader, payload) in Refusal
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_any_flipped_bit_is_refused(data):
+    frames = [bytearray(frame) for frame in wire.mask_message(DIGEST, 1, 2, MASK, BITPACK)]
+    frame = data.draw(st.sampled_from(frames))
+    at = data.draw(st.integers(0, 8 * len(frame) - 1))
+    frame[at // 8] ^= 1 << at % 8
+    assert refusal_of(read, [bytes(frame) for frame in frames]) in Refusal
+
+
+@given(st.data())
+def test_truncated_messages_are_refused(data):
+    frames = list(wire.mask_message(DIGEST, 1, 2, MASK, BITPACK))
+    which = data.draw(st.integers(0, 1))
+    frames[which] = frames[which][: data.draw(st.integers(0, len(frames[which]) - 1))]
+    assert refusal_of(read, frames) in Refusal
+
+
+def header(**changes):
+    fields = wire.read_header(wire.mask_message(DIGEST, 1, 2, MASK, BITPACK), SIZES)._replace(**changes)
+    return msgpack.packb(list(fields))
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        ([], Refusal.MALFORMED),
+        ([b"", b"", b""], Refusal.MALFORMED),
+        ([bytes(65), b""], Refusal.OVERSIZED),
+        ([header(), bytes(wire.MAX_CONTROL + 1)], Refusal.OVERSIZED),
+        ([msgpack.packb([1, 2, 3]), b""], Refusal.MALFORMED),
+        ([header(kind=9), b""], Refusal.MALFORMED),
+        ([header(sender=-1), b""], Refusal.MALFORMED),
+        ([header(sender=True), b""], Refusal.MALFORMED),
+        ([header(sender=1.0), b""], Refusal.MALFORMED),
+        ([header(version=2), b""], Refusal.WRONG_VERSION),
+        ([header(kind=Kind.BYE), b""], Refusal.CORRUPT),
+    ],
+)
+def test_each_bad_header_has_its_reason(frames, reason):
+    assert refusal_of(wire.read_header, frames, SIZES) is reason
+
+
+def test_each_bad_mask_has_its_reason():
+    frames = wire.mask_message(DIGEST, 1, 2, MASK, BITPACK)
+    good = wire.read_header(frames, SIZES)
+    padded = bytearray(frames[1])
+    padded[1] |= 1
+    assert refusal_of(wire.read_mask, good, bytes(padded), HELLO) is Refusal.CORRUPT
+    assert refusal_of(wire.read_mask, good, frames[1] + b"x", HELLO) is Refusal.WRONG_LENGTH
+    assert refusal_of(wire.read_mask, good._replace(codec=255), frames[1], HELLO) is Refusal.UNKNOWN_CODEC
+    assert refusal_of(wire.read_mask, good._replace(round=3), frames[1], HELLO) is Refusal.CORRUPT
+    sparser = wire.Hello(DIGEST, SIZES, (5, 32, 0))
+    assert refusal_of(wire.read_mask, good, frames[1], sparser) is Refusal.WRONG_DENSITY
+    assert refusal_of(wire.read_mask, good, frames[1], sparser, fewer_ones=True) is Refusal.WRONG_DENSITY
+    denser = wire.Hello(DIGEST, SIZES, (9, 32, 1))
+    assert wire.read_mask(good, frames[1], denser, fewer_ones=True) == MASK
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, Refusal.MALFORMED),
+        ([DIGEST, list(SIZES)], Refusal.MALFORMED),
+        ([DIGEST[:15], list(SIZES), list(SIZES)], Refusal.MALFORMED),
+        ([DIGEST, [1, 2], [1]], Refusal.MALFORMED),
+        ([DIGEST, [1, -2], [1, 0]], Refusal.MALFORMED),
+        ([DIGEST, [1, 2], [1, 3]], Refusal.WRONG_DENSITY),
+        ({"a": 1}, Refusal.MALFORMED),
+    ],
+)
+def test_each_bad_hello_has_its_reason(content, reason):
+    assert refusal_of(wire.read_hello, msgpack.packb(content)) is reason
+
+
+def test_every_wire_id_has_its_codec():
+    assert set(BY_ID.values()) == set(BY_NAME.values())
+    assert all(BY_ID[codec.wire_id] is codec for codec in BY_NAME.values())
+
+
+@pytest.mark.parametrize("codec", BY_NAME.values(), ids=BY_NAME)
+@given(bits)
+def test_codecs_give_back_what_they_were_given(codec, layers):
+    mask = mask_of(layers)
+    assert codec.decode(codec.encode(mask), SIZES) == mask
+
+
+@pytest.mark.parametrize("codec", BY_NAME.values(), ids=BY_NAME)
+@given(st.binary(max_size=40))
+def test_codecs_take_no_other_bytes(codec, payload):
+    try:
+        mask = codec.decode(payload, SIZES)
+    except ValueError:
+        return
+    assert codec.encode(mask) == payload
