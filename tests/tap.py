@@ -1,5 +1,6 @@
 """A TCP relay that keeps what passes, and reads it as ZMTP: an independent count of what peers say of their bytes."""
 
+import contextlib
 import socket
 import threading
 
@@ -47,18 +48,14 @@ class Tap:
         except OSError:
             pass
         finally:
-            try:
+            with contextlib.suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
 
     def cut(self):
         """Break all connections, as a failing network would."""
         for one in self._sockets:
-            try:
+            with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def close(self):
         self._listener.shutdown(socket.SHUT_RDWR)

@@ -10,11 +10,11 @@ import msgpack
 import psutil
 import pytest
 import yaml
-from conftest import free_ports
-from tap import Tap
 
+from conftest import free_ports
 from dslth import config, tickets
 from dslth.runfolder import RunFolder
+from tap import Tap
 
 
 def wait_for(condition, seconds=60):
@@ -114,7 +114,15 @@ def test_reported_bytes_are_those_that_an_outsider_counts(commands, topology_fil
         file = topology_file(network={"addresses": [f"127.0.0.1:{tap.port}" for tap in taps]}, rounds=8)
         peers = [
             commands.start(
-                "dslth-peer", "--id", i, "-t", file, "--out", tmp_path / "run", "--listen", f"tcp://127.0.0.1:{base + i}"
+                "dslth-peer",
+                "--id",
+                i,
+                "-t",
+                file,
+                "--out",
+                tmp_path / "run",
+                "--listen",
+                f"tcp://127.0.0.1:{base + i}",
             )
             for i in range(3)
         ]
@@ -145,7 +153,10 @@ def test_neighbours_are_worth_having(commands):
 
 def test_devices_differ_and_the_report_shows_it(commands, tmp_path):
     summary = run_json(commands, "-t", "devices", "--rounds", "2", "--out", "run")
-    ones = {peer["id"]: tickets.load(RunFolder(tmp_path / "run").ticket(peer["id"])).mask.density for peer in summary["peers"]}
+    ones = {
+        peer["id"]: tickets.load(RunFolder(tmp_path / "run").ticket(peer["id"])).mask.density
+        for peer in summary["peers"]
+    }
     assert ones[0][0] == pytest.approx(0.4, abs=0.01)
     assert ones[4][0] == pytest.approx(0.2, abs=0.01)
     shown = commands.run("dslth", "inspect", "run", env={"COLUMNS": "140"}).stdout
@@ -154,7 +165,8 @@ def test_devices_differ_and_the_report_shows_it(commands, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "model"), [("fashion-mnist", {"name": "cnn"}), ("cifar10", {"name": "cnn"}), ("digits", {"name": "resnet8"})]
+    ("data", "model"),
+    [("fashion-mnist", {"name": "cnn"}), ("cifar10", {"name": "cnn"}), ("digits", {"name": "resnet8"})],
 )
 def test_other_data_and_models_run_with_either_preset(commands, topology_file, data, model, tmp_path):
     folder = {"cifar10": config.Path(__file__).parents[2] / "shared/data/cifar10"}.get(data)
@@ -171,7 +183,9 @@ def test_other_data_and_models_run_with_either_preset(commands, topology_file, d
 
 def test_graph_and_partition_can_be_replaced(commands, tmp_path):
     (tmp_path / "graph.txt").write_text("0 1 0 1\n1 0 1 0\n0 1 0 1\n1 0 1 0\n")
-    (tmp_path / "counts.txt").write_text("\n".join(" ".join("12" if c % 4 == p else "0" for c in range(10)) for p in range(4)))
+    (tmp_path / "counts.txt").write_text(
+        "\n".join(" ".join("12" if c % 4 == p else "0" for c in range(10)) for p in range(4))
+    )
     arguments = ("--graph", "graph.txt", "--partition", "counts.txt", "--rounds", "1")
     summary = run_json(commands, "-t", "ring", *arguments, "--out", "run")
     assert len(summary["peers"]) == 4
@@ -192,7 +206,9 @@ def first_round_done(folder):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_all_peers_and_keeps_what_was_measured(commands, topology_file, tmp_path, transport, number):
     out = tmp_path / "run"
-    process = commands.start("dslth", "run", "-t", topology_file(rounds=100_000), "--out", out, "--transport", transport)
+    process = commands.start(
+        "dslth", "run", "-t", topology_file(rounds=100_000), "--out", out, "--transport", transport
+    )
     wait_for(lambda: first_round_done(out))
     os.killpg(process.pid, number)  # a terminal sends Ctrl-C to the whole group
     _, stderr = process.communicate(timeout=60)
@@ -210,7 +226,7 @@ def test_a_killed_peer_costs_its_contribution_not_the_run(commands, topology_fil
     wait_for(lambda: first_round_done(out))
     victims = [p for p in psutil.process_iter() if _session(p.pid) == process.pid and _listens(p)]
     victims[0].kill()
-    stdout, stderr = process.communicate(timeout=120)
+    _stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 11
     assert "killed by signal 9" in stderr
     assert len(stderr.strip().splitlines()) == 1
@@ -283,7 +299,7 @@ def test_a_taken_port(commands, topology_file):
         line = one_line(commands.run("dslth-peer", "--id", 0, "-t", file), 8)
         assert "in use" in line
         process = commands.start("dslth", "run", "-t", file)
-        stdout, stderr = process.communicate(timeout=60)
+        _stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 8, stderr
         assert "Traceback" not in stderr
         assert wait_for(lambda: not processes_of(process.pid)) is True

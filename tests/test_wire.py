@@ -66,7 +66,7 @@ def test_refusals_carry_the_settings():
 def test_differences_name_the_setting_and_both_values():
     text = wire.differences({"seed": "1", "lr": "1"}, {"seed": "2", "lr": "1"})
     assert text == "seed is 1 here and 2 there"
-    assert "2 more" in wire.differences({k: "1" for k in "abcde"}, {k: "2" for k in "abcde"})
+    assert "2 more" in wire.differences(dict.fromkeys("abcde", "1"), dict.fromkeys("abcde", "2"))
     assert "version" in wire.differences({"seed": "1"}, {"seed": "1"})
 
 

@@ -37,7 +37,7 @@ def _norm(config: ModelConfig, channels: int, alpha: float) -> nn.Module:
 def _convolution(
     config: ModelConfig, channels: int, width: int, kernel: int, alpha: float, pool: nn.Module
 ) -> list[nn.Module]:
-    """Build a convolution with its norm, ELU and pooling; group norm comes before the ELU, local response norm after."""
+    """Build a convolution with its norm, ELU and pooling; group norm comes before the ELU, response norm after."""
     convolution = nn.Conv2d(channels, width, kernel, padding=1, bias=False)
     norm = _norm(config, width, alpha)
     activated = [norm, nn.ELU()] if config.norm == "group" else [nn.ELU(), norm]
@@ -53,6 +53,7 @@ def _cnn(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list
     """Build the paper's net on 3x32x32; on smaller images the same design with fewer or smaller convolutions."""
     channels, side, _ = shape
     layers: list[nn.Module] = []
+    widths: tuple[int, ...]
     if side < 20:
         widths, hidden = (32, 64), 128
         for width, alpha in zip(widths, (2e-5, 1e-4), strict=True):

@@ -31,6 +31,8 @@ TICK = 0.2
 """Seconds after which a waiting peer looks whether it was asked to end."""
 AHEAD = 8
 """Rounds that a neighbour's mask may be ahead and still be kept for later."""
+EXTRA = 256
+"""Messages that a peer takes in at most once it has all masks of a round, so that a flood does not hold it."""
 LEAVE_SECONDS = 5.0
 """How long a peer that is done stays for neighbours that are not."""
 REFUSED_SECONDS = 5.0
@@ -154,14 +156,19 @@ class Peer:
         waited = time.monotonic()
         deadline = waited + self._experiment.deadline
         decoded = self._clock.spent.get("decode", 0.0)
+        extra = 0
         while not self._stop.is_set():
             missing = self._awaited - self._inbox.get(round_, {}).keys()
             left = deadline - time.monotonic()
             if left <= 0:
                 self._awaited -= missing
-            if not missing or left <= 0:
                 break
-            self._take(self._transport.receive(min(left, TICK)))
+            # with nobody missing, what is there already is taken in still: someone lost may have come back
+            delivery = self._transport.receive(min(left, TICK) if missing else 0.0)
+            if not missing and (delivery is None or extra == EXTRA):
+                break
+            extra += not missing
+            self._take(delivery)
         decoded = self._clock.spent.get("decode", 0.0) - decoded
         self._clock.spent["wait"] = time.monotonic() - waited - decoded
         return self._inbox.pop(round_, {})

@@ -171,7 +171,9 @@ def check_f(v):
 def check_g(v):
     net, adjacency = tiny_net(v), np.asarray(v["adj"])
     density = (float(v["k_conv"]), float(v["k_fc"]))
-    constants = Setting(density, float(v.get("lr", 10.0)), float(v.get("wd", 5e-4)), float(v.get("finetune_step", 10.0)))
+    constants = Setting(
+        density, float(v.get("lr", 10.0)), float(v.get("wd", 5e-4)), float(v.get("finetune_step", 10.0))
+    )
     n, rounds = len(adjacency), len(v["loss"])
     neighbours = [np.flatnonzero(row) for row in adjacency]
     images = [tensor(v[f"x_{i}"]) for i in range(n)]

@@ -44,6 +44,9 @@ class _Connection:
         self._ends: object = None
         self.refresh()
 
+    def is_the_same_as(self, other: "_Connection") -> bool:
+        return (self.fd, self._ends) == (other.fd, other._ends)
+
     def refresh(self) -> None:
         try:
             borrowed = socket.socket(fileno=self.fd)
@@ -150,7 +153,10 @@ class ZeroMqTransport:
             self._track(neighbour, route.fd)
 
     def _track(self, neighbour: int, fd: int) -> None:
-        self._connections.setdefault(neighbour, []).append(_Connection(fd))
+        known = self._connections.setdefault(neighbour, [])
+        connection = _Connection(fd)
+        if not any(connection.is_the_same_as(other) for other in known):
+            known.append(connection)
 
     def link_bytes(self) -> dict[int, LinkBytes] | None:
         if platform.system() != "Linux":

@@ -1,0 +1,40 @@
+# make run      environment, ten peers on handwritten digits, live table, report
+# make test     environment, all tests that need no engine
+# make check    what .ci/run checks besides the tests: style, types, imports
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+ROUNDS ?= 20
+
+.PHONY: run test test-engines check venv clean
+.DEFAULT_GOAL := run
+
+run: venv
+	$(BIN)/dslth run --topology topologies/ring.yaml --rounds $(ROUNDS)
+
+test: venv
+	$(BIN)/python -m pytest -m "not engine" -n 2
+
+test-engines: venv
+	$(BIN)/python -m pytest -m engine; code=$$?; [ $$code -eq 5 ] && echo "no engine tests yet" || exit $$code
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+venv: $(VENV)/.ready
+
+# Torch first and pinned: with it in place nothing else pulls another build of it.
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("dslth needs Python 3.11 or newer; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

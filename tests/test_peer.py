@@ -1,0 +1,285 @@
+"""One real peer over a real socket; the test is its neighbour, well-behaved or not."""
+
+import threading
+
+import numpy as np
+import pytest
+import zmq
+
+from dslth import codecs, config, topology, wire
+from dslth.config import identity
+from dslth.errors import AddressError, JoinError, WrongRunError
+from dslth.learner import Learner
+from dslth.masks import BitMask
+from dslth.peer import Peer, Place
+from dslth.sinks import Call
+from dslth.transport.memory import MemoryNetwork, MemoryTransport
+from dslth.transport.zeromq import ZeroMqTransport
+from dslth.wire import Kind, Refusal
+
+
+class Scene:
+    """Peer 0 of a pair runs in a thread; ``say`` and ``hear`` are peer 1's side, raw frames over ZeroMQ."""
+
+    def __init__(self, file):
+        self.run = config.load(file)
+        self.topology = topology.build(self.run.graph, self.run.experiment.seed)
+        self.learner = Learner(0, 2, self.run.experiment, self.run.device(0))
+        other = Learner(1, 2, self.run.experiment, self.run.device(1))
+        self.mask = other.mask()
+        self.sizes = self.mask.sizes
+        self.settings = identity(self.run, self.topology.digest) | {"layout": "+".join(map(str, self.sizes))}
+        self.me = wire.Hello(wire.run_digest(self.settings), self.sizes, self.mask.ones)
+        self.transport = ZeroMqTransport(wire.max_payload(self.sizes))
+        address = self.transport.listen("tcp://127.0.0.1:*")
+        self.context = zmq.Context()
+        self.router = self.context.socket(zmq.ROUTER)
+        mine = f"tcp://127.0.0.1:{self.router.bind_to_random_port('tcp://127.0.0.1')}"
+        self.address = address
+        self.dealer = self.socket()
+        self.events, self.error, self.stop = [], None, threading.Event()
+        place = Place(0, self.run, self.topology, [address, mine], join_timeout=20)
+        self.peer = Peer(place, self.learner, self.transport, [Call(self.events.append)], self.stop)
+        self.thread = threading.Thread(target=self._be)
+        self.thread.start()
+
+    def _be(self):
+        try:
+            self.peer.run()
+        except (JoinError, WrongRunError) as error:
+            self.error = error
+
+    def socket(self):
+        dealer = self.context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.connect(self.address)
+        return dealer
+
+    def say(self, frames):
+        self.dealer.send_multipart(frames)
+
+    def say_mask(self, round_, mask=None, sender=1, digest=None):
+        self.say(wire.mask_message(digest or self.me.digest, sender, round_, mask or self.mask, codecs.BITPACK))
+
+    def hear(self, kind):
+        while True:
+            assert self.router.poll(20_000), f"no {kind!r}"
+            route, *frames = self.router.recv_multipart()
+            header = wire.read_header(frames, self.sizes)
+            if header.kind == kind:
+                return route, header, frames[1]
+
+    def join(self):
+        self.say(wire.hello(Kind.HELLO, self.me, 1, 0))
+        route, _, _ = self.hear(Kind.HELLO)
+        self.router.send_multipart([route, *wire.hello(Kind.WELCOME, self.me, 1, 0)])
+
+    def finish(self):
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        return self.events[-1]
+
+    def close(self):
+        self.stop.set()
+        self.thread.join(60)
+        self.transport.close()
+        self.router.close(0)
+        self.dealer.close(0)
+        self.context.term()
+
+    @property
+    def rounds(self):
+        return [event for event in self.events if event.event == "round"]
+
+
+@pytest.fixture
+def scene(topology_file):
+    scenes = []
+
+    def make(**experiment):
+        scenes.append(Scene(topology_file(graph={"kind": "line", "peers": 2}, **experiment)))
+        return scenes[-1]
+
+    yield make
+    for made in scenes:
+        made.close()
+
+
+def test_a_peer_takes_masks_and_reports(scene):
+    s = scene(rounds=2)
+    s.join()
+    for round_ in range(2):
+        _, header, payload = s.hear(Kind.MASK)
+        assert header.round == round_
+        assert BitMask.unpack(payload, s.sizes).ones == s.mask.ones
+        s.say_mask(round_)
+    s.say(wire.bye(s.me.digest, 1, 2))
+    finished = s.finish()
+    assert finished.rounds_completed == 2
+    assert finished.refused == {}
+    assert [event.missing for event in s.rounds] == [(), ()]
+
+
+def refused_after(s, *messages):
+    """Let the peer meet messages in its first round, then play the round; what it counted."""
+    s.join()
+    s.hear(Kind.MASK)
+    for frames in messages:
+        s.say(frames)
+    s.say_mask(0)
+    s.say(wire.bye(s.me.digest, 1, 1))
+    return s.finish().refused
+
+
+def flipped(mask):
+    return BitMask.from_arrays(~array.astype(bool) for array in mask.arrays())
+
+
+@pytest.mark.parametrize(
+    ("reason", "make"),
+    [
+        ("stranger", lambda s: wire.mask_message(s.me.digest, 7, 0, s.mask, codecs.BITPACK)),
+        ("future", lambda s: wire.mask_message(s.me.digest, 1, 1000, s.mask, codecs.BITPACK)),
+        ("wrong-run", lambda s: wire.mask_message(bytes(16), 1, 0, s.mask, codecs.BITPACK)),
+        ("wrong-density", lambda s: wire.mask_message(s.me.digest, 1, 0, flipped(s.mask), codecs.BITPACK)),
+        ("malformed", lambda s: (b"\xc1", b"")),
+        ("oversized", lambda s: (bytes(65), b"")),
+    ],
+)
+def test_each_refusal_is_counted_under_its_name_and_changes_nothing(scene, reason, make):
+    clean = scene(rounds=1)
+    assert refused_after(clean) == {}
+    s = scene(rounds=1)
+    assert refused_after(s, make(s), make(s)) == {reason: 2}
+    assert s.events[-1].mask_digest == clean.events[-1].mask_digest
+
+
+def test_a_second_mask_for_a_round_and_a_late_one_are_refused(scene):
+    digests = []
+    for bad in (False, True):
+        s = scene(rounds=2)
+        s.join()
+        s.hear(Kind.MASK)
+        s.say_mask(1)
+        if bad:
+            s.say_mask(1)
+        s.say_mask(0)
+        s.hear(Kind.MASK)
+        if bad:
+            s.say_mask(0)
+        s.say(wire.bye(s.me.digest, 1, 2))
+        finished = s.finish()
+        digests.append(finished.mask_digest)
+        assert finished.refused == ({"duplicate": 1, "stale": 1} if bad else {})
+    assert digests[0] == digests[1]
+
+
+def test_a_mask_before_a_hello_is_refused(scene):
+    s = scene(rounds=1)
+    s.say_mask(0)
+    assert refused_after(s) == {"no-hello": 1}
+
+
+def test_garbage_connections_and_frames_change_nothing(scene):
+    clean = scene(rounds=1)
+    assert refused_after(clean) == {}
+    s = scene(rounds=1)
+    rng = np.random.default_rng(0)
+    garbage = [[rng.bytes(int(n)) for n in rng.integers(0, 300, rng.integers(1, 5))] for _ in range(500)]
+    refused = refused_after(s, *garbage)
+    assert sum(refused.values()) == 500
+    assert set(refused) <= set(Refusal)
+    assert s.events[-1].mask_digest == clean.events[-1].mask_digest
+
+
+def test_whoever_sends_too_much_is_cut_off(scene):
+    s = scene(rounds=1)
+    flood = s.socket()
+    flood.send(bytes(50_000_000))
+    refused = refused_after(s)
+    flood.close(0)
+    assert refused == {}
+
+
+def test_a_silent_neighbour_costs_one_deadline(scene):
+    s = scene(rounds=4, deadline=3.0)
+    s.join()
+    finished = s.finish()
+    assert finished.rounds_completed == 4
+    assert [event.missing for event in s.rounds] == [(1,)] * 4
+    waits = [event.seconds.wait for event in s.rounds]
+    assert waits[0] > 2.9
+    assert max(waits[1:]) < 3.0  # not waited for again
+
+
+def test_a_neighbour_that_comes_back_is_waited_for_again(scene):
+    s = scene(rounds=100, deadline=5.0, evaluate_every=100)
+    s.join()
+    last = 0
+    while last == 0:  # silent until round 0 has missed its deadline
+        last = s.hear(Kind.MASK)[1].round
+    s.say(wire.hello(Kind.HELLO, s.me, 1, last))
+    s.say_mask(last)
+    while last < 99:
+        last = s.hear(Kind.MASK)[1].round
+        s.say_mask(last)
+    s.say(wire.bye(s.me.digest, 1, 100))
+    s.finish()
+    missing = [event.missing for event in s.rounds]
+    came_back = missing.index(())
+    assert 0 < came_back < 100
+    assert missing == [(1,)] * came_back + [()] * (100 - came_back)
+
+
+def test_a_hello_of_another_run_is_answered_with_the_settings(scene):
+    s = scene(rounds=1)
+    s.say(wire.hello(Kind.HELLO, wire.Hello(bytes(16), s.sizes, s.mask.ones), 1, 0))
+    assert s.dealer.poll(20_000)
+    header_frame, payload = s.dealer.recv_multipart()
+    assert wire.read_header([header_frame, payload], s.sizes).kind == Kind.REFUSED
+    assert wire.read_refusal(payload)["seed"] == "7"
+
+
+def test_only_the_neighbours_own_address_can_tell_a_peer_that_it_is_wrong(scene):
+    s = scene(rounds=1)
+    s.say(wire.refusal(s.me.digest, 1, 0, {"seed": "8"}))  # on a connection that the peer did not open
+    refused = refused_after(s)
+    assert refused == {"stranger": 1}
+    assert s.error is None
+
+
+def test_a_refused_peer_ends_with_what_differs(scene):
+    s = scene(rounds=1)
+    route, _, _ = s.hear(Kind.HELLO)
+    s.router.send_multipart([route, *wire.refusal(s.me.digest, 1, 0, s.settings | {"seed": "8"})])
+    s.thread.join(30)
+    assert isinstance(s.error, WrongRunError)
+    assert "seed is 7 here and 8 there" in str(s.error)
+
+
+def test_an_address_is_listened_on_once():
+    network = MemoryNetwork()
+    MemoryTransport(network, 0).listen("memory://0")
+    with pytest.raises(AddressError):
+        MemoryTransport(network, 1).listen("memory://0")
+
+
+def test_link_bytes_agree_with_the_kernel_of_the_other_end():
+    a, b = ZeroMqTransport(1 << 20), ZeroMqTransport(1 << 20)
+    try:
+        at = b.listen("tcp://127.0.0.1:*")
+        a.listen("tcp://127.0.0.1:*")
+        a.connect(1, at)
+        for _ in range(10):
+            assert a.send(1, [b"header", bytes(10_000)])
+            delivery = b.receive(10)
+            assert delivery is not None
+            b.identify(delivery.route, 0)
+            assert b.answer(delivery.route, [b"thanks", b""])
+            assert a.receive(10).answer_of == 1
+        sent, received = a.link_bytes()[1], b.link_bytes()[0]
+        assert sent.sent == received.received > 100_000
+        assert sent.received == received.sent > 60
+    finally:
+        a.close()
+        b.close()
