@@ -410,7 +410,7 @@ def _memmap(marker: str) -> bytes:
 
 def _getattr_chain(marker: str) -> bytes:
     """Reach os.system through an attribute of a numpy module, as protocol 4 allows."""
-    module, name, command = b"numpy.lib._npyio_impl", b"os.system", f"touch '{marker}'".encode()
+    module, name, command = b"numpy.testing._private.utils", b"os.system", f"touch '{marker}'".encode()
     parts = b"".join(b"\x8c" + bytes([len(part)]) + part for part in (module, name))
     return b"\x80\x04" + parts + b"\x93X" + len(command).to_bytes(4, "little") + command + b"\x85R."
 
