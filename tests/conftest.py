@@ -1,7 +1,6 @@
 """What several test files share: small runs, and peers as real processes."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,23 +9,6 @@ import pytest
 import yaml
 
 ENV = {key: value for key, value in os.environ.items() if not key.startswith(("DSLTH", "COLUMNS"))}
-
-
-def free_ports(n):
-    """Find n neighbouring free ports, so that ``base_port`` can be written down."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            base = probe.getsockname()[1]
-        if base + n > 65535:
-            continue
-        try:
-            for port in range(base, base + n):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return base
 
 
 @pytest.fixture

@@ -4,6 +4,24 @@ import contextlib
 import socket
 import threading
 
+
+def free_ports(n):
+    """Find n neighbouring free ports, so that ``base_port`` can be written down."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            base = probe.getsockname()[1]
+        if base + n > 65535:
+            continue
+        try:
+            for port in range(base, base + n):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+
+
 GREETING = 64
 MORE_OR_LESS = 1 << 16
 

@@ -11,10 +11,9 @@ import psutil
 import pytest
 import yaml
 
-from conftest import free_ports
 from dslth import config, tickets
 from dslth.runfolder import RunFolder
-from tap import Tap
+from tap import Tap, free_ports
 
 
 def wait_for(condition, seconds=60):

@@ -382,7 +382,6 @@ def test_a_ticket_whose_experiment_is_unknown_is_refused(ticket: tickets.Ticket,
             tickets.load(path)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="bug in tickets.load: metadata() is None, TypeError escapes")
 def test_somebody_elses_safetensors_file_is_no_ticket(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"layer.0": np.zeros(3, np.uint8)}, path)
@@ -399,9 +398,6 @@ def test_a_ticket_that_cannot_be_written_says_where(ticket: tickets.Ticket, tmp_
 # --- what seldom happens --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="bug in supermask.freeze: a uniform of exactly 1/2 gives a weight of 0"
-)
 def test_signed_weights_are_never_zero() -> None:
     net = freeze(build("mlp", (3, 32, 32)), 14, "signed", 0.5)  # draws 0.5 exactly, once in 820,000
     assert all(weight.all() for weight in net.weights)

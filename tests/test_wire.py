@@ -1,3 +1,5 @@
+import contextlib
+
 import msgpack
 import numpy as np
 import pytest
@@ -84,10 +86,8 @@ def test_arbitrary_msgpack_is_no_hello_and_no_refusal_unless_it_is_one(content):
     except (OverflowError, UnicodeEncodeError):  # numbers and texts that msgpack cannot write
         return
     for reader in (wire.read_hello, wire.read_refusal):
-        try:
+        with contextlib.suppress(Refused):  # nothing else may leave it
             reader(payload)
-        except Refused as refused:
-            assert refused.reason in Refusal
 
 
 @given(st.binary(max_size=300))

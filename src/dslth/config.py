@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dslth.errors import ConfigError, MissingFileError, UnknownPeerError
 
@@ -32,7 +32,7 @@ __all__ = [
     "shipped",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -213,6 +213,12 @@ class CountsPartition(Settings):
     table: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] | None = None
     fraction: Share = 1.0
 
+    @model_validator(mode="after")
+    def _rectangular(self) -> "CountsPartition":
+        if self.table is not None and (not self.table or len({len(row) for row in self.table}) > 1):
+            raise ValueError("a counts table has one row a peer, all equally long")
+        return self
+
 
 PartitionConfig = Annotated[
     IidPartition | ClassesPartition | DirichletPartition | CountsPartition, Field(discriminator="kind")
@@ -256,7 +262,7 @@ class ExperimentConfig(Settings):
     """What all peers of a run agree on."""
 
     preset: Literal["signed", "mce-pl"] = "signed"
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, strict=True)] = 1
     rounds: Positive = 20
     data: DataConfig = DataConfig()
     model: ModelConfig
@@ -309,14 +315,12 @@ class DeviceConfig(Settings):
 
 
 class PeerConfig(DeviceConfig):
-    """One peer's entry: a profile's name or path, and keys that win over the profile's."""
+    """One peer's entry. In a file, ``profile`` names a profile whose keys the entry's own win over.
 
-    profile: str | None = None
+    Reading puts the profile's keys here and its name into ``device``.
+    """
 
-    @property
-    def name(self) -> str:
-        """How reports call the device: by its profile's file name."""
-        return Path(self.profile).stem if self.profile else "this machine"
+    device: str = "this machine"
 
 
 class RunConfig(Settings):
@@ -378,7 +382,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunCon
         if isinstance(preset, str) and preset in PRESETS:
             raw["experiment"] = _merge(PRESETS[preset], experiment)
     if isinstance(raw.get("peers"), dict):
-        raw["peers"] = {key: _with_profile(entry, file) for key, entry in raw["peers"].items()}
+        raw["peers"] = {key: _with_profile(key, entry, file) for key, entry in raw["peers"].items()}
     run = _validate(raw, file)
     return _standing_alone(run, file.parent)
 
@@ -417,18 +421,21 @@ def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
     return tuple(rows)
 
 
-def _with_profile(entry: Any, topology: Path) -> Any:
-    if not isinstance(entry, dict) or not isinstance(entry.get("profile"), str):
+def _with_profile(peer: Any, entry: Any, topology: Path) -> Any:
+    if not isinstance(entry, dict) or "profile" not in entry:
         return entry
     name = entry["profile"]
+    if not isinstance(name, str):
+        raise ConfigError(f"{topology}: peers.{peer}.profile: expected a name or a path, got {name!r:.60}")
     beside = topology.parent / name
     file = beside if beside.is_file() else _find(Path(name), "peers", "device profile")
     profile = _read_yaml(file)
     try:
         DeviceConfig.model_validate(profile)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error)}") from None
-    return {**profile, **entry}
+        raise ConfigError(f"{file}: {_first(error, profile)}") from None
+    own = {key: value for key, value in entry.items() if key != "profile"}
+    return {"device": file.stem, **profile, **own}
 
 
 def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path:
@@ -444,7 +451,7 @@ def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise MissingFileError(f"cannot read {path}: {reason}") from None
@@ -453,7 +460,7 @@ def _read_text(path: Path) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(_read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
@@ -478,13 +485,13 @@ def _validate(raw: Mapping[str, Any], file: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error)}") from None
+        raise ConfigError(f"{file}: {_first(error, raw)}") from None
 
 
-def _first(error: ValidationError) -> str:
+def _first(error: ValidationError, raw: Any) -> str:
     """Put the first complaint of a validation in one line, with the key it is about."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    key = ".".join(_keys(first["loc"], raw, last=first["type"] == "missing")) or "the file"
     if first["type"] == "extra_forbidden":
         text = "unknown key"
     elif first["type"] == "missing":
@@ -495,11 +502,20 @@ def _first(error: ValidationError) -> str:
     return f"{key}: {text}" + (f" (and {more} more)" if more else "")
 
 
+def _keys(location: tuple[int | str, ...], raw: Any, *, last: bool) -> Iterator[str]:
+    """Give the parts of a validation's location that are keys of the file, not names of the alternatives tried."""
+    for number, part in enumerate(location):
+        below = dict(enumerate(raw)) if isinstance(raw, list | tuple) else raw
+        if isinstance(below, dict) and (part in below or (last and number == len(location) - 1)):
+            yield str(part)
+            raw = below.get(part)
+
+
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
 def identity(run: RunConfig, edges: str) -> dict[str, str]:
-    """Flatten all that peers of one run must share to ``{"experiment.seed": "1", ...}``.
+    """Flatten all that peers of one run must share to ``{"seed": "1", "algorithm.lr": "1.0", ...}``.
 
     Left out is what a peer may choose for itself: rounds, where data lie, codec, deadline, evaluation, its device.
     """

@@ -8,10 +8,12 @@ import os
 import pickle
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,11 +161,11 @@ def _read_idx(path: Path) -> Images:
     try:
         content = path.read_bytes()
         raw = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     dimensions = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
-    if not shape or len(raw) != 4 + 4 * dimensions + int(np.prod(shape)):
+    if not shape or len(raw) != 4 + 4 * dimensions + prod(shape):
         raise DataError(f"{path}: not a complete IDX file of bytes; delete it and get it again")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
@@ -243,14 +245,17 @@ def _extract(archive: Path, folder: Path) -> None:
     """Unpack the batches, and only them, out of the downloaded archive."""
     inner, train, test = _BINARY
     wanted = {train.format(i) for i in range(1, 6)} | {test}
+    batches: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = member.name.rpartition("/")[2]
                 source = tar.extractfile(member) if name in wanted else None
                 if source is not None:
-                    _write_atomically(folder / inner / name, source.read())
-    except (tarfile.TarError, OSError, EOFError) as error:
+                    batches[name] = source.read()
+        for name in sorted(batches):  # the test batch last: without it nothing is found
+            _write_atomically(folder / inner / name, batches[name])
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{archive}: cannot be unpacked: {error}") from None
 
 
@@ -258,13 +263,17 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def download(remote: Remote, folder: Path, name: str, progress: Progress | None = None) -> Path:
-    """Fetch a file into a folder, check its MD5, and only then give it its name; a file that is there is kept.
+    """Fetch a file into a folder, check its MD5, and only then give it its name.
+
+    A file that is there already is kept when its MD5 is right.
 
     Raises DataError that says where the file can be put by hand.
     """
     target = folder / remote.name
     if target.is_file():
-        return target
+        if (found := _md5(target.read_bytes())) == remote.md5:
+            return target
+        raise DataError(f"{name}: {target} is damaged (MD5 {found}, not {remote.md5}); delete it to fetch it again")
     by_hand = f"put {remote.name} into {folder}, or name its folder with --data-dir"
     content = bytearray()
     try:
@@ -274,10 +283,10 @@ def download(remote: Remote, folder: Path, name: str, progress: Progress | None 
                 content += chunk
                 if progress:
                     progress(remote.name, len(content), total)
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise DataError(f"{name}: not found, and {remote.url} cannot be fetched ({reason}); {by_hand}") from None
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    found = _md5(content)
     if found != remote.md5:
         raise DataError(f"{name}: {remote.url} gave {len(content)} bytes with MD5 {found}, not {remote.md5}; {by_hand}")
     try:
@@ -285,6 +294,10 @@ def download(remote: Remote, folder: Path, name: str, progress: Progress | None 
     except OSError as error:
         raise DataError(f"{name}: cannot write {target}: {error.strerror}") from None
     return target
+
+
+def _md5(content: bytes | bytearray) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -75,7 +75,7 @@ class BitMask:
     @property
     def density(self) -> tuple[float, ...]:
         """Share of kept weights of each layer."""
-        return tuple(k / n for k, n in zip(self.ones, self.sizes, strict=True))
+        return tuple(k / max(1, n) for k, n in zip(self.ones, self.sizes, strict=True))
 
     def __xor__(self, other: "BitMask") -> "BitMask":
         """Mark the weights in which two masks differ."""

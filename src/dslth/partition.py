@@ -121,8 +121,11 @@ def _alike(counts: Indices, pools: Sequence[Indices], at_most: int, peer: int) -
     """Take test samples in the class proportions of ``counts``, as many as there are up to ``at_most``."""
     shares = counts / counts.sum()
     held = [int(c) for c in np.flatnonzero(counts)]
-    total = min(at_most, *(len(pools[c]) / shares[c] for c in held))
-    chosen = [pools[c][: round(float(total * shares[c]))] for c in held]
-    if not sum(map(len, chosen)):
-        raise DataError(f"experiment.data: no test sample left for peer {peer}; raise test_samples or use more data")
-    return np.sort(np.concatenate(chosen))
+    total = int(min(at_most, *(len(pools[c]) / shares[c] for c in held)) + 1e-9)
+    wanted = total * shares
+    chosen = np.floor(wanted + 1e-9).astype(np.int64)
+    for c in np.argsort(chosen - wanted, kind="stable")[: total - chosen.sum()]:  # largest remainders
+        chosen[c] += len(pools[c]) > chosen[c]
+    if not chosen.sum():
+        raise DataError(f"experiment.data: no test sample for peer {peer}; raise test_samples or use more data")
+    return np.sort(np.concatenate([pools[c][: chosen[c]] for c in held]))

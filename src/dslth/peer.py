@@ -286,6 +286,7 @@ class Peer:
                 settings = wire.refusal(self._me.digest, self.place.peer, self._round, self._identity)
                 self._answer(sender, delivery, settings)
             raise
+        self._awaited.add(sender)
         self._transport.identify(delivery.route, sender)
         self._answer(sender, delivery, wire.hello(Kind.WELCOME, self._me, self.place.peer, self._round))
 
@@ -294,7 +295,6 @@ class Peer:
             raise Refused(Refusal.WRONG_RUN)
         if self._greeted.setdefault(sender, hello) != hello:  # a device does not change its density within a run
             raise Refused(Refusal.WRONG_DENSITY)
-        self._awaited.add(sender)
 
     def _accept_mask(self, header: wire.Header, payload: bytes) -> None:
         sender = header.sender
@@ -325,7 +325,7 @@ class Peer:
                 model=self._experiment.model.name,
                 sizes=self._me.sizes,
                 training_samples=self._learner.training_samples,
-                device=self.place.run.device(self.place.peer).name,
+                device=self.place.run.device(self.place.peer).device,
                 links=self._link_stats(),
             )
         )

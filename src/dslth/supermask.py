@@ -47,8 +47,9 @@ def freeze(module: nn.Module, seed: int, init: Literal["default", "signed"], den
     for number, (layer, k) in enumerate(zip(layers.values(), densities(density, shapes), strict=True)):
         shape = tuple(layer.weight.shape)
         fan_in = prod(shape[1:])
-        signs = 2 * Stream(seed, "weights", number).uniform(*shape) - 1
-        weight = np.sign(signs + 0.0) * sqrt(2 / (fan_in * k)) if init == "signed" else signs / sqrt(fan_in)
+        uniform = 2 * Stream(seed, "weights", number).uniform(*shape) - 1
+        sign = np.where(uniform < 0, -1.0, 1.0)
+        weight = sign * sqrt(2 / (fan_in * k)) if init == "signed" else uniform / sqrt(fan_in)
         layer.weight.data = torch.from_numpy(weight.astype(np.float32))
         if layer.bias is not None:
             bias = (2 * Stream(seed, "bias", number).uniform(shape[0]) - 1) / np.float32(sqrt(fan_in))

@@ -60,5 +60,5 @@ def load(path: Path) -> Ticket:
             raise ValueError("its mask does not match its digest")
         experiment = ExperimentConfig.model_validate_json(metadata["experiment"])
         return Ticket(int(metadata["peer"]), experiment, shapes, mask)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise MissingFileError(f"no ticket in {path}: {error}") from None

@@ -15,6 +15,7 @@ from dslth.seeds import Stream
 
 __all__ = ["Topology", "build", "read_graph"]
 
+MANY = 100_000
 DRAWS = 100
 """How often a random graph is drawn again before giving up on getting one in one piece."""
 
@@ -94,7 +95,7 @@ def read_graph(path: Path) -> Topology:
     Raises MissingFileError and TopologyError.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise MissingFileError(f"cannot read graph file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -162,9 +163,12 @@ def _drawn(graph: config.ErdosRenyi | config.SmallWorld | config.RandomRegular, 
 
 
 def _from_edges(edges: Iterable[tuple[int, int]], peers: int, where: str) -> Topology:
+    links = list(edges)
+    if peers > max(len(links) + 1, MANY):  # said before memory is taken for ids that one stray number claims
+        raise TopologyError(f"{where}: {len(links)} edges cannot link {peers} peers: the graph is in pieces")
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(peers))
-    graph.add_edges_from(edges)
+    graph.add_edges_from(links)
     outside = [node for node in graph if not 0 <= node < peers]
     if outside:
         raise TopologyError(f"{where}: an edge names peer {outside[0]}, but there are peers 0 to {peers - 1}")

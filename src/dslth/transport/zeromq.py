@@ -41,11 +41,8 @@ class _Connection:
 
     def __init__(self, fd: int) -> None:
         self.fd, self.sent, self.received = fd, 0, 0
-        self._ends: object = None
+        self.ends: tuple[tuple[str, int], tuple[str, int]] | None = None
         self.refresh()
-
-    def is_the_same_as(self, other: "_Connection") -> bool:
-        return (self.fd, self._ends) == (other.fd, other._ends)
 
     def refresh(self) -> None:
         try:
@@ -53,9 +50,9 @@ class _Connection:
         except OSError:
             return
         try:
-            ends = borrowed.getsockname(), borrowed.getpeername()
-            self._ends = self._ends or ends
-            if ends == self._ends:
+            ends = borrowed.getsockname()[:2], borrowed.getpeername()[:2]
+            self.ends = self.ends or ends
+            if ends == self.ends:
                 info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
                 if len(info) >= _TCP_INFO_SIZE:
                     sent, again = struct.unpack_from("=QQ", info, _BYTES_SENT)
@@ -65,6 +62,10 @@ class _Connection:
             pass  # closed between two calls
         finally:
             borrowed.detach()
+
+
+def _port(endpoint: str) -> int:
+    return int(endpoint.rpartition(":")[2])
 
 
 class ZeroMqTransport:
@@ -150,20 +151,24 @@ class ZeroMqTransport:
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         if isinstance(route, _Route):
-            self._track(neighbour, route.fd)
+            self._track(neighbour, route.fd, here=_port(self._router.getsockopt_string(zmq.LAST_ENDPOINT)))
 
-    def _track(self, neighbour: int, fd: int) -> None:
-        known = self._connections.setdefault(neighbour, [])
+    def _track(self, neighbour: int, fd: int, here: int | None = None, there: int | None = None) -> None:
+        """Count a connection to a neighbour, unless it is gone by now and its descriptor another connection's."""
         connection = _Connection(fd)
-        if not any(connection.is_the_same_as(other) for other in known):
-            known.append(connection)
+        known = [other.ends for connections in self._connections.values() for other in connections]
+        if connection.ends is None or connection.ends in known:
+            return
+        if (here or there) == connection.ends[0 if here else 1][1]:
+            self._connections.setdefault(neighbour, []).append(connection)
 
     def link_bytes(self) -> dict[int, LinkBytes] | None:
         if platform.system() != "Linux":
             return None
         for neighbour, monitor in self._monitors.items():
             while monitor.poll(0):
-                self._track(neighbour, int(recv_monitor_message(monitor)["value"]))
+                event = recv_monitor_message(monitor)
+                self._track(neighbour, int(event["value"]), there=_port(event["endpoint"].decode()))
         totals = {}
         for neighbour, connections in self._connections.items():
             for connection in connections:
