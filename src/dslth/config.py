@@ -244,7 +244,11 @@ class ModelConfig(Settings):
 
 
 class AlgorithmConfig(Settings):
-    """MCE-PL's constants. ``min_filter_weights``: filters that keep at most so many weights are dropped (0: never)."""
+    """MCE-PL's constants, and two variants that are off at 0.
+
+    ``min_filter_weights``: filters that keep at most so many weights are dropped (the paper's structured variant: 20).
+    ``inertia``: a peer's own last mask lifts its scores as well, so much as this many neighbours' means; fewer bits flip.
+    """
 
     lr: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -255,6 +259,7 @@ class AlgorithmConfig(Settings):
     lasso: Annotated[float, Field(ge=0)] = 0.0
     min_filter_weights: Annotated[int, Field(ge=0)] = 0
     scores: Literal["own", "common"] = "own"
+    inertia: Annotated[float, Field(ge=0)] = 0.0
     exchange: bool = True
 
 

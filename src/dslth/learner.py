@@ -63,6 +63,7 @@ class Learner:
                 zip(self._means, supermask.densities(settings.density, shapes), strict=True)
             ):
                 mean.copy_(torch.from_numpy(Stream(self.seed, "first mask", layer).uniform(*mean.shape) < k))
+        self._own = [torch.zeros_like(w) for w in self.net.weights]
         self._gradient: list[Tensor] = []
 
     @property
@@ -88,13 +89,26 @@ class Learner:
         for step in range(steps):
             chosen = Stream(self.seed, "batch", self.peer, round_, step).choice(len(self._labels), self._batch)
             images, labels = _normalised(self._images[chosen]), self._labels[torch.from_numpy(chosen)]
-            gradient = algorithm.gradient(self.net, self._scores, self._means, images, labels, self._setting)
+            gradient = algorithm.gradient(self.net, self._scores, self._lifts(), images, labels, self._setting)
             self._scores = algorithm.local_step(self._scores, gradient.g, self._setting)
             losses.append(gradient.loss)
             for total, g in zip(totals, gradient.g, strict=True):
                 total += g
         self._gradient = [total / steps for total in totals]
-        return self.mask(), float(np.mean(losses))
+        masks = self._masks()
+        self._own = [m.float() for m in masks]
+        return BitMask.from_arrays(m.numpy() for m in masks), float(np.mean(losses))
+
+    def _lifts(self) -> list[Tensor]:
+        """Give what lifts the scores: the neighbours' mean ``a``, and the peer's own last mask times ``inertia``."""
+        inertia = self._algorithm.inertia
+        if not inertia:
+            return self._means
+        return [a + inertia * own for a, own in zip(self._means, self._own, strict=True)]
+
+    def _masks(self) -> list[Tensor]:
+        """Give the masks of the scores and neighbours' masks as they stand (steps 6 and 8)."""
+        return algorithm.extract_masks(self._scores, self._lifts(), self._setting)
 
     def fine_tune(self, masks: Mapping[int, BitMask]) -> None:
         """Take in the neighbours' new masks (step 7); whoever is missing is left out of the mean."""
@@ -112,15 +126,13 @@ class Learner:
         return [(s / max(1, len(masks))).reshape(w.shape) for s, w in zip(sums, self.net.weights, strict=True)]
 
     def mask(self) -> BitMask:
-        """Give the mask of the scores and neighbours' masks as they stand (steps 6 and 8)."""
-        masks = algorithm.extract_masks(self._scores, self._means, self._setting)
-        return BitMask.from_arrays(m.numpy() for m in masks)
+        """Give the mask that is in use (step 8)."""
+        return BitMask.from_arrays(m.numpy() for m in self._masks())
 
     @torch.no_grad()
     def evaluate(self) -> Accuracies:
         """Classify both test sets with the mask in use (step 8)."""
-        masks = algorithm.extract_masks(self._scores, self._means, self._setting)
-        masked = algorithm.masked_weights(self.net, masks)
+        masked = algorithm.masked_weights(self.net, self._masks())
         shares = []
         for images, labels in self._tests:
             right = 0
