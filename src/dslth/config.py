@@ -246,8 +246,8 @@ class ModelConfig(Settings):
 class AlgorithmConfig(Settings):
     """MCE-PL's constants, and two variants that are off at 0.
 
-    ``min_filter_weights``: filters that keep at most so many weights are dropped (the paper's structured variant: 20).
-    ``inertia``: a peer's own last mask lifts its scores as well, so much as this many neighbours' means; fewer bits flip.
+    ``min_filter_weights``: filters that keep at most so many weights are dropped (the paper's structured variant, 20).
+    ``inertia``: a peer's own last mask lifts its scores too, as much as this many neighbours' means: fewer bits flip.
     """
 
     lr: Annotated[float, Field(gt=0)]

@@ -142,7 +142,9 @@ def _spark(values: Sequence[float], width: int = 10) -> str:
 
 
 def _columns(title: str, *names: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", pad_edge=False, title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
     for number, name in enumerate(names):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     return table
