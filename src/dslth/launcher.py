@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
@@ -24,6 +24,9 @@ from dslth.events import Event
 from dslth.report import summarise
 from dslth.runfolder import RunFolder
 from dslth.topology import Topology
+
+if TYPE_CHECKING:
+    from dslth.learner import Learner
 
 __all__ = ["Outcome", "end_on_signals", "preflight", "run_local", "run_one"]
 
@@ -101,11 +104,12 @@ def run_one(
     reports: str | None = None,
     watch: Callable[[Event], None] | None = None,
     join_timeout: float = 60.0,
+    make_learner: "type[Learner] | None" = None,
 ) -> events.Finished:
     """Run one peer of a run in this thread, from listening to its ticket.
 
     ``meet`` is told the address that the peer listens on and gives those of all peers. ``memory`` is the MemoryNetwork
-    of a run in one process; without one the peer talks ZeroMQ.
+    of a run in one process; without one the peer talks ZeroMQ. ``make_learner`` is for benchmarks that learn otherwise.
     """
     from dslth import sinks, wire
     from dslth.learner import Learner  # torch is heavy: only who learns loads it
@@ -113,7 +117,7 @@ def run_one(
     from dslth.transport.memory import MemoryTransport
     from dslth.transport.zeromq import ZeroMqTransport
 
-    learner = Learner(peer, topology.peers, run.experiment, run.device(peer))
+    learner = (make_learner or Learner)(peer, topology.peers, run.experiment, run.device(peer))
     largest = wire.max_payload(learner.sizes)
     transport = ZeroMqTransport(largest) if memory is None else MemoryTransport(memory, peer)
     outputs: list[sinks.Sink] = []
@@ -155,8 +159,11 @@ def run_local(
     transport: str = "zeromq",
     join_timeout: float = 60.0,
     watch: Callable[[Event], None] = lambda event: None,
+    be: Callable[..., events.Finished] = run_one,
 ) -> Outcome:
     """Run all peers on this machine until they are done, or until Ctrl-C.
+
+    ``be`` is what each peer does; benchmarks put their own in place of ``run_one``.
 
     Without a ``network`` section peers listen on free ports of the loopback device, so that runs do not collide.
 
@@ -167,7 +174,7 @@ def run_local(
     stop = threading.Event()
     with end_on_signals(stop):
         make = _Processes if transport == "zeromq" else _Threads
-        workers: _Workers = make(run, topology, folder, join_timeout)
+        workers: _Workers = make(run, topology, folder, join_timeout, be)
         try:
             asked: float | None = None
             while workers.running():
@@ -217,7 +224,14 @@ def _failure(error: BaseException) -> _Failure:
 class _Processes:
     """A process a peer, forked from a server that has torch loaded; reports come over a PULL socket."""
 
-    def __init__(self, run: RunConfig, topology: Topology, folder: RunFolder, join_timeout: float) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        topology: Topology,
+        folder: RunFolder,
+        join_timeout: float,
+        be: Callable[..., events.Finished],
+    ) -> None:
         self._folder = folder
         self._context = zmq.Context()
         self._pull = self._context.socket(zmq.PULL)
@@ -236,7 +250,7 @@ class _Processes:
             listen = run.network.address(peer) if run.network else "tcp://127.0.0.1:*"
             process = server.Process(
                 target=_process,
-                args=(peer, run, topology, folder.path, listen, there, reports, join_timeout),
+                args=(peer, run, topology, folder.path, listen, there, reports, join_timeout, be),
                 name=f"dslth-peer-{peer}",
             )
             process.start()
@@ -320,6 +334,7 @@ def _process(
     pipe: Connection,
     reports: str,
     join_timeout: float,
+    be: Callable[..., events.Finished],
 ) -> None:
     """Be the process of one peer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks with SIGTERM
@@ -335,7 +350,7 @@ def _process(
         return addresses
 
     try:
-        run_one(
+        be(
             peer,
             run,
             topology,
@@ -356,7 +371,14 @@ class _Threads:
 
     met = True
 
-    def __init__(self, run: RunConfig, topology: Topology, folder: RunFolder, join_timeout: float) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        topology: Topology,
+        folder: RunFolder,
+        join_timeout: float,
+        be: Callable[..., events.Finished],
+    ) -> None:
         from dslth.transport.memory import MemoryNetwork
 
         self._stop = threading.Event()
@@ -365,9 +387,9 @@ class _Threads:
         network = MemoryNetwork()
         addresses = [f"memory://{peer}" for peer in range(topology.peers)]
 
-        def be(peer: int) -> None:
+        def run_thread(peer: int) -> None:
             try:
-                run_one(
+                be(
                     peer,
                     run,
                     topology,
@@ -383,7 +405,7 @@ class _Threads:
                 self._failures[peer] = _failure(error)
 
         self._threads = {
-            peer: threading.Thread(target=be, args=(peer,), name=f"dslth-peer-{peer}", daemon=True)
+            peer: threading.Thread(target=run_thread, args=(peer,), name=f"dslth-peer-{peer}", daemon=True)
             for peer in range(topology.peers)
         }
         for thread in self._threads.values():
