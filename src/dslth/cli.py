@@ -56,7 +56,11 @@ class PresetName(StrEnum):
 class CodecName(StrEnum):
     """How masks are coded."""
 
+    AUTO = "auto"
     BITPACK = "bitpack"
+    RANGE = "range"
+    DELTA = "delta"
+    CONTEXT = "context"
 
 
 TopologyOption = Annotated[

@@ -1,32 +1,338 @@
-"""How a mask becomes a payload: one registry by wire id, every encoder with its decoder."""
+"""How a mask becomes a payload: one registry by wire id, every encoder with its decoder. All are lossless.
+
+``bitpack`` spends one bit per weight. ``range`` spends the entropy of each layer's density: a key frame that needs
+nothing known. ``delta`` names the weights that flipped since the mask before. ``context`` looks at the last eight
+masks: how often and how lately a weight flipped, and whether it swings to and fro, tells how likely it flips now.
+``auto`` sends the shortest.
+
+Probabilities are integers, 2**-24 each, worked out from counts that sender and receiver both have, so that any two
+machines agree. The entropy coder is the range coder of the library ``constriction``.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
 
 from dslth.masks import BitMask
 
-__all__ = ["BITPACK", "BY_ID", "BY_NAME", "Codec"]
+__all__ = ["AUTO", "BITPACK", "BY_ID", "BY_NAME", "CONTEXT", "DELTA", "RANGE", "Codec", "History", "encode"]
+
+Bits = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+
+ONE = 1 << 24
+"""The unit of probabilities; also the largest alphabet that the range coder takes."""
+CROWD = 15
+"""Surprises in a block from which on their number is coded apart."""
+
+
+# --- the range coder ------------------------------------------------------------------------------------------------
+
+_model = constriction.stream.model
+_bernoulli = _model.Bernoulli(perfect=False)
+
+
+class Encoder:
+    """Codes bits, counts and rare positions with integer probabilities."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def bits(self, bits: Bits, probabilities: Indices) -> None:
+        """Code each bit given its probability to be 1, in units of 2**-24."""
+        if len(bits):
+            self._coder.encode(bits.astype(np.int32), _bernoulli, probabilities / ONE)
+
+    def number(self, value: int, size: int) -> None:
+        """Code an integer in 0 .. size-1, all equally likely."""
+        while size > ONE:
+            value, low = divmod(value, ONE)
+            self._coder.encode(np.array([low], np.int32), _model.Uniform(ONE))
+            size = -(-size // ONE)
+        if size > 1:
+            self._coder.encode(np.array([value], np.int32), _model.Uniform(size))
+
+    def rare(self, positions: Indices, n: int, p: int) -> None:
+        """Code which of 0 .. n-1 are surprises, each with probability ``p`` / 2**24.
+
+        Takes as many symbols as there are surprises rather than positions: their number in each block, block by block
+        (binomial), then each one's place in its block.
+        """
+        if n == 0:
+            return
+        block, model = _blocks(p)
+        counts = np.bincount(positions // block, minlength=-(-n // block))
+        self._coder.encode(np.minimum(counts, CROWD).astype(np.int32), model)
+        for count in counts[counts >= CROWD]:
+            self.number(int(count) - CROWD, block)
+        if block > 1 and len(positions):
+            self._coder.encode((positions % block).astype(np.int32), _model.Uniform(block))
+
+    def finish(self) -> bytes:
+        """Give the shortest bytes that decode to what was coded, endless zeros understood behind them."""
+        words = self._coder.get_compressed()
+        settled, (low, width) = self._coder.pos()
+        if low + width > 1 << 64:  # a carry is open: leave it to the library
+            return bytes(words.astype(">u4").tobytes())
+        zeros = next(k for k in range(64, -1, -1) if _round_up(low, k) < min(low + width, 1 << 64))
+        tail = _round_up(low, zeros).to_bytes(8, "big")
+        return bytes(words[:settled].astype(">u4").tobytes() + tail).rstrip(b"\0")
+
+
+def _round_up(value: int, zeros: int) -> int:
+    return -(-value >> zeros) << zeros
+
+
+class Decoder:
+    """Undoes an Encoder call by call; ValueError where the bytes cannot have come from one."""
+
+    def __init__(self, payload: bytes) -> None:
+        words = np.frombuffer(payload + bytes(-len(payload) % 4 + 8), ">u4").astype(np.uint32)
+        self._coder = constriction.stream.queue.RangeDecoder(words)
+
+    def _decode(self, *model: object) -> NDArray[np.int32]:
+        try:
+            symbols: NDArray[np.int32] = self._coder.decode(*model)
+        except AssertionError:  # how the library says that the data are not from this model
+            raise ValueError("not what an encoder gives") from None
+        return symbols
+
+    def bits(self, probabilities: Indices) -> Bits:
+        """Decode a bit for each probability."""
+        if not len(probabilities):
+            return np.zeros(0, np.uint8)
+        return self._decode(_bernoulli, probabilities / ONE).astype(np.uint8)
+
+    def number(self, size: int) -> int:
+        """Decode an integer in 0 .. size-1."""
+        if size > ONE:
+            low = int(self._decode(_model.Uniform(ONE), 1)[0])
+            return self.number(-(-size // ONE)) * ONE + low
+        return int(self._decode(_model.Uniform(size), 1)[0]) if size > 1 else 0
+
+    def rare(self, n: int, p: int) -> Indices:
+        """Decode which of 0 .. n-1 are surprises, in ascending order."""
+        if n == 0:
+            return np.zeros(0, np.int64)
+        block, model = _blocks(p)
+        counts = self._decode(model, -(-n // block)).astype(np.int64)
+        for crowded in np.flatnonzero(counts == CROWD):
+            counts[crowded] += self.number(block)
+        if counts.max() > block:
+            raise ValueError("more surprises than places")
+        starts = np.repeat(np.arange(len(counts)) * block, counts)
+        if block > 1 and len(starts):
+            starts += self._decode(_model.Uniform(block), len(starts))
+        if len(starts) and (starts[-1] >= n or (np.diff(starts) <= 0).any()):
+            raise ValueError("surprises out of order")
+        return starts
+
+
+def _blocks(p: int) -> tuple[int, object]:
+    """Choose blocks that hold about a tenth of a surprise each, and the distribution of their number in one."""
+    block = 1 << max(0, (ONE // (8 * p)).bit_length() - 1)
+    chances = [1.0]  # binomial, up to a factor; by products and quotients alone, which IEEE 754 rounds alike everywhere
+    for k in range(1, CROWD + 1):
+        chances.append(chances[-1] * p * max(0, block - k + 1) / ((ONE - p) * k))
+    weights = np.array([max(1, int(chance * ONE)) for chance in chances], np.float64)  # never 0: all can be decoded
+    return block, _model.Categorical(weights / weights.sum(), perfect=False)
+
+
+# --- what both sides know -------------------------------------------------------------------------------------------
+
+_FLIPS = np.array([h ^ (h >> 1) for h in range(256)]) & 0x7F
+"""By history byte (the last eight masks' bits of a weight, newest lowest): in which of seven steps it flipped."""
+_CONTEXT = np.array([(f & 3) * 6 + min(5, (f >> 2).bit_count()) for f in map(int, _FLIPS)], np.uint8)
+"""The context of a history byte: whether the last two steps were flips, and how many of the five before them (0 .. 5).
+
+Context 0 is *quiet*: no flip in eight masks. Nearly all weights are.
+"""
+_CONTEXTS = 24
+_SCALE = 16
+_PRIOR = (_SCALE // 2, 20 * _SCALE)  # flips and weights seen before the first: about 1 in 40
+
+
+class History:
+    """What a sender's last masks tell of its next; sender and receiver hold the same.
+
+    ``depth`` is the number of masks it has seen since it began at a key frame, ``round`` that of the last one.
+    """
+
+    def __init__(self, mask: BitMask, round_: int) -> None:
+        self.mask, self.round, self.depth = mask, round_, 1
+        self._bytes: list[Bits] | None = None
+        self._active: list[tuple[Indices, Bits]] | None = None
+        # flips and weights met in each context of each layer, halved each round
+        self._met = np.zeros((len(mask.layers), _CONTEXTS, 2), np.int64)
+
+    @property
+    def bytes(self) -> list[Bits]:
+        """The last eight bits of each weight, a byte each, layer by layer; the newest bit is the lowest."""
+        if self._bytes is None:  # a key frame stands for all masks before it
+            self._bytes = [np.negative(layer, dtype=np.uint8) for layer in self.mask.arrays()]
+        return self._bytes
+
+    @property
+    def active(self) -> list[tuple[Indices, Bits]]:
+        """The weights that flipped within eight masks, by flat index, and their contexts; layer by layer."""
+        if self._active is None:
+            found = [np.flatnonzero((h + np.uint8(1)) > 1) for h in self.bytes]
+            self._active = [(index, _CONTEXT[h[index]]) for index, h in zip(found, self.bytes, strict=True)]
+        return self._active
+
+    def probabilities(self) -> Indices:
+        """Give the probability of a flip in each context of each layer (layers, 24), in units of 2**-24.
+
+        It comes from the layer's counts, and before they tell anything from those of all layers together.
+        """
+        flips, met = self._met[..., 0], self._met[..., 1]
+        together = (flips.sum(0) + _PRIOR[0]) * ONE // (met.sum(0) + _PRIOR[1])
+        mixed = (flips * ONE + 2 * _SCALE * together) // (met + 2 * _SCALE)
+        clipped: Indices = np.clip(mixed, ONE >> 17, ONE - (ONE >> 6))
+        return clipped
+
+    def advanced(self, mask: BitMask, round_: int) -> "History":
+        """Give the history that has seen one more mask."""
+        after = History(mask, round_)
+        after.depth = self.depth + 1
+        after._bytes = []
+        for number, (h, bits, (index, contexts)) in enumerate(zip(self.bytes, mask.arrays(), self.active, strict=True)):
+            flips = bits ^ (h & 1)
+            seen = np.bincount(contexts, minlength=_CONTEXTS)
+            flipped = np.bincount(contexts[flips[index] == 1], minlength=_CONTEXTS)
+            seen[0] = len(h) - len(index)
+            flipped[0] = np.count_nonzero(flips) - flipped.sum()
+            after._met[number] = self._met[number] // 2 + _SCALE * np.stack([flipped, seen], 1)
+            after._bytes.append((h << np.uint8(1)) | bits)
+        return after
+
+
+# --- the codecs -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A pair of inverse functions.
+    """A pair of inverse functions; ``builds_on`` tells whether they need the history of the masks before.
 
-    ``encode(mask)`` gives the payload; ``decode(payload, sizes)`` the mask of layers of these sizes, or ValueError
-    where the payload is not exactly what the encoder gives for some mask.
+    ``encode(mask, history)`` gives the payload; ``decode(payload, sizes, history)`` the mask of layers of these sizes,
+    or ValueError where no encoder gives that payload.
     """
 
     wire_id: int
     name: str
-    encode: Callable[[BitMask], bytes]
-    decode: Callable[[bytes, Sequence[int]], BitMask]
+    builds_on: bool
+    encode: Callable[[BitMask, History | None], bytes]
+    decode: Callable[[bytes, Sequence[int], History | None], BitMask]
 
 
-BITPACK = Codec(wire_id=0, name="bitpack", encode=BitMask.pack, decode=BitMask.unpack)
-"""One bit per weight; layers in order, each padded to a byte."""
+def _range_encode(mask: BitMask, history: History | None) -> bytes:
+    coder = Encoder()
+    for ones, layer in zip(mask.ones, mask.arrays(), strict=True):
+        n = len(layer)
+        coder.number(ones, n + 1)
+        if 0 < ones < n:
+            coder.bits(layer, np.full(n, _share(ones, n)))
+    return coder.finish()
 
-_CODECS = (BITPACK,)
+
+def _range_decode(payload: bytes, sizes: Sequence[int], history: History | None) -> BitMask:
+    coder, layers = Decoder(payload), []
+    for n in sizes:
+        ones = coder.number(n + 1)
+        layer = coder.bits(np.full(n, _share(ones, n))) if 0 < ones < n else np.full(n, ones > 0, np.uint8)
+        layers.append(layer.astype(bool))
+    return BitMask.from_arrays(layers)
+
+
+def _share(k: int, n: int) -> int:
+    return min(max(k * ONE // n, 1), ONE - 1)
+
+
+def _known(history: History | None, sizes: Sequence[int]) -> History:
+    if history is None or history.mask.sizes != tuple(sizes):
+        raise ValueError("this codec builds on a mask that is not there")
+    return history
+
+
+def _delta_encode(mask: BitMask, history: History | None) -> bytes:
+    coder = Encoder()
+    for flips in (mask ^ _known(history, mask.sizes).mask).arrays():
+        index = np.flatnonzero(flips)
+        coder.number(len(index), len(flips) + 1)
+        if len(index):
+            coder.rare(index, len(flips), _share(len(index), len(flips)))
+    return coder.finish()
+
+
+def _delta_decode(payload: bytes, sizes: Sequence[int], history: History | None) -> BitMask:
+    coder, layers = Decoder(payload), []
+    for before in _known(history, sizes).mask.arrays():
+        count = coder.number(len(before) + 1)
+        if count:
+            before[coder.rare(len(before), _share(count, len(before)))] ^= 1
+        layers.append(before.astype(bool))
+    return BitMask.from_arrays(layers)
+
+
+def _context_encode(mask: BitMask, history: History | None) -> bytes:
+    known, coder = _known(history, mask.sizes), Encoder()
+    tables = known.probabilities()
+    for layer, h, (index, contexts), table in zip(mask.arrays(), known.bytes, known.active, tables, strict=True):
+        flips: Bits = layer ^ (h & np.uint8(1))
+        coder.bits(flips[index], table[contexts])
+        flips[index] = 0
+        quiet = np.flatnonzero(flips)
+        coder.rare(quiet - np.searchsorted(index, quiet), len(h) - len(index), int(table[0]))
+    return coder.finish()
+
+
+def _context_decode(payload: bytes, sizes: Sequence[int], history: History | None) -> BitMask:
+    known, coder, layers = _known(history, sizes), Decoder(payload), []
+    for h, (index, contexts), table in zip(known.bytes, known.active, known.probabilities(), strict=True):
+        layer = h & np.uint8(1)
+        layer[index] ^= coder.bits(table[contexts])
+        ranks = coder.rare(len(h) - len(index), int(table[0]))
+        layer[ranks + np.searchsorted(index - np.arange(len(index)), ranks, side="right")] ^= 1
+        layers.append(layer.astype(bool))
+    return BitMask.from_arrays(layers)
+
+
+BITPACK = Codec(
+    0,
+    "bitpack",
+    False,
+    lambda mask, history: mask.pack(),
+    lambda payload, sizes, history: BitMask.unpack(payload, sizes),
+)
+RANGE = Codec(1, "range", False, _range_encode, _range_decode)
+DELTA = Codec(2, "delta", True, _delta_encode, _delta_decode)
+CONTEXT = Codec(3, "context", True, _context_encode, _context_decode)
+_CODECS = (BITPACK, RANGE, DELTA, CONTEXT)
+AUTO = "auto"
+
 BY_ID = {codec.wire_id: codec for codec in _CODECS}
 BY_NAME = {codec.name: codec for codec in _CODECS}
 if not len(BY_ID) == len(BY_NAME) == len(_CODECS):
     raise AssertionError("two codecs share a wire id or a name")
+if any(a.wire_id >= b.wire_id for a, b in pairwise(_CODECS)):
+    raise AssertionError("the registry is in the order of its wire ids")
+
+
+def encode(mask: BitMask, history: History | None, name: str) -> tuple[Codec, bytes]:
+    """Encode with the codec of this name, or for ``auto`` with that which gives the shortest payload.
+
+    Without a history, ``delta`` and ``context`` send a key frame by ``range``; ``auto`` never sends more than
+    ``bitpack`` would.
+    """
+    if name == AUTO:
+        usable = [codec for codec in _CODECS if codec.builds_on == (history is not None)]
+        coded = [(codec, codec.encode(mask, history)) for codec in {*usable, BITPACK}]
+        return min(coded, key=lambda pair: (len(pair[1]), pair[0].wire_id))
+    codec = BY_NAME[name]
+    if codec.builds_on and history is None:
+        codec = RANGE
+    return codec, codec.encode(mask, history)

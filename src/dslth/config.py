@@ -272,7 +272,7 @@ class ExperimentConfig(Settings):
     data: DataConfig = DataConfig()
     model: ModelConfig
     algorithm: AlgorithmConfig
-    codec: Literal["bitpack"] = "bitpack"
+    codec: Literal["auto", "bitpack", "range", "delta", "context"] = "auto"
     deadline: Annotated[float, Field(gt=0)] = 60.0
     evaluate_every: Positive = 1
 

@@ -1,6 +1,6 @@
 """One peer's learning: its data, scores and masks; the algorithm between two exchanges, as bit masks outside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from dslth.config import DeviceConfig, ExperimentConfig
 from dslth.masks import BitMask
 from dslth.seeds import Stream
 
-__all__ = ["Accuracies", "Learner"]
+__all__ = ["Accuracies", "Learner", "Samples"]
 
 EVALUATION_BATCH = 250
 
@@ -25,6 +25,46 @@ class Accuracies:
     common: float
 
 
+class Samples:
+    """A peer's own data: what it learns from, and its two test sets. The same for whatever learns from them."""
+
+    def __init__(self, peer: int, n_peers: int, experiment: ExperimentConfig, device: DeviceConfig) -> None:
+        self.peer, self.seed = peer, experiment.seed
+        dataset = data.load(experiment.data)
+        shares = partition.split(
+            experiment.data, n_peers, self.seed, dataset.train_labels, dataset.test_labels, dataset.classes
+        )
+        mine = shares.train[peer]
+        self.classes = dataset.classes
+        self._images, self._labels = dataset.train_images[mine].copy(), torch.from_numpy(dataset.train_labels[mine])
+        self._tests = [
+            (dataset.test_images[chosen].copy(), torch.from_numpy(dataset.test_labels[chosen]))
+            for chosen in (shares.test[peer], shares.common)
+        ]
+        self._batch = min(device.batch or experiment.algorithm.batch, len(mine))
+
+    def __len__(self) -> int:
+        """Count the samples that the peer learns from."""
+        return len(self._labels)
+
+    def batch(self, round_: int, step: int) -> tuple[Tensor, Tensor]:
+        """Draw the minibatch of a local step: images (n, c, h, w) and labels (n,)."""
+        chosen = Stream(self.seed, "batch", self.peer, round_, step).choice(len(self._labels), self._batch)
+        return _normalised(self._images[chosen]), self._labels[torch.from_numpy(chosen)]
+
+    @torch.no_grad()
+    def accuracies(self, net: Callable[[Tensor], Tensor]) -> Accuracies:
+        """Classify both test sets with a function from images to logits."""
+        shares = []
+        for images, labels in self._tests:
+            right = 0
+            for start in range(0, len(labels), EVALUATION_BATCH):
+                batch = slice(start, start + EVALUATION_BATCH)
+                right += int((net(_normalised(images[batch])).argmax(1) == labels[batch]).sum())
+            shares.append(right / len(labels))
+        return Accuracies(*shares)
+
+
 class Learner:
     """What a peer knows and learns. All randomness comes from (seed, peer, round, step)."""
 
@@ -33,17 +73,8 @@ class Learner:
         self._algorithm = settings = experiment.algorithm
         torch.set_num_threads(device.threads)
 
-        dataset = data.load(experiment.data)
-        shares = partition.split(
-            experiment.data, n_peers, self.seed, dataset.train_labels, dataset.test_labels, dataset.classes
-        )
-        mine = shares.train[peer]
-        self._images, self._labels = dataset.train_images[mine].copy(), torch.from_numpy(dataset.train_labels[mine])
-        self._tests = [
-            (dataset.test_images[chosen].copy(), torch.from_numpy(dataset.test_labels[chosen]))
-            for chosen in (shares.test[peer], shares.common)
-        ]
-        module = models.build(experiment.model, data.SHAPES[experiment.data.name], dataset.classes)
+        self._samples = Samples(peer, n_peers, experiment, device)
+        module = models.build(experiment.model, data.SHAPES[experiment.data.name], self._samples.classes)
         self.net = supermask.freeze(module, self.seed, experiment.model.init, settings.density)
         shapes = [tuple(w.shape) for w in self.net.weights]
         self._setting = algorithm.Setting(
@@ -54,7 +85,6 @@ class Learner:
             lasso=settings.lasso,
             min_filter_weights=settings.min_filter_weights,
         )
-        self._batch = min(device.batch or settings.batch, len(mine))
         self._scores = supermask.initial_scores(self.net, self.seed, peer if settings.scores == "own" else "common")
         # before the first exchange every neighbour's mask is one common Bernoulli(k) mask
         self._means = [torch.zeros_like(w) for w in self.net.weights]
@@ -74,7 +104,7 @@ class Learner:
     @property
     def training_samples(self) -> int:
         """Number of samples that this peer learns from."""
-        return len(self._labels)
+        return len(self._samples)
 
     @property
     def ones(self) -> tuple[int, ...]:
@@ -87,8 +117,7 @@ class Learner:
         totals = [torch.zeros_like(s) for s in self._scores]
         steps = self._algorithm.local_steps
         for step in range(steps):
-            chosen = Stream(self.seed, "batch", self.peer, round_, step).choice(len(self._labels), self._batch)
-            images, labels = _normalised(self._images[chosen]), self._labels[torch.from_numpy(chosen)]
+            images, labels = self._samples.batch(round_, step)
             gradient = algorithm.gradient(self.net, self._scores, self._lifts(), images, labels, self._setting)
             self._scores = algorithm.local_step(self._scores, gradient.g, self._setting)
             losses.append(gradient.loss)
@@ -129,19 +158,10 @@ class Learner:
         """Give the mask that is in use (step 8)."""
         return BitMask.from_arrays(m.numpy() for m in self._masks())
 
-    @torch.no_grad()
     def evaluate(self) -> Accuracies:
         """Classify both test sets with the mask in use (step 8)."""
         masked = algorithm.masked_weights(self.net, self._masks())
-        shares = []
-        for images, labels in self._tests:
-            right = 0
-            for start in range(0, len(labels), EVALUATION_BATCH):
-                batch = slice(start, start + EVALUATION_BATCH)
-                logits = self.net(masked, _normalised(images[batch]))
-                right += int((logits.argmax(1) == labels[batch]).sum())
-            shares.append(right / len(labels))
-        return Accuracies(*shares)
+        return self._samples.accuracies(lambda images: self.net(masked, images))
 
 
 def _normalised(images: data.Images) -> Tensor:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import psutil
 
-from dslth import codecs, tickets, wire
+from dslth import tickets, wire
 from dslth.config import RunConfig, identity
 from dslth.errors import JoinError, WrongRunError
 from dslth.events import Event, Finished, Joined, LinkStats, RoundReport, Seconds
 from dslth.learner import Accuracies, Learner
 from dslth.masks import BitMask
 from dslth.sinks import Sink
+from dslth.streams import Incoming, Outgoing
 from dslth.topology import Topology
 from dslth.transport import Delivery, Transport
 from dslth.wire import Kind, Refusal, Refused
@@ -89,13 +90,16 @@ class Peer:
         self.place, self._learner, self._transport = place, learner, transport
         self._sinks, self._stop = sinks, stop
         self._experiment = place.run.experiment
-        self._codec = codecs.BY_NAME[self._experiment.codec]
         sizes = learner.sizes
         self._identity = identity(place.run, place.topology.digest) | {"layout": "+".join(map(str, sizes))}
         self._me = wire.Hello(wire.run_digest(self._identity), sizes, learner.ones)
+        self._outgoing = Outgoing(self._me.digest, place.peer, self._experiment.codec)
+        self._incoming = Incoming(sizes, fewer_ones=self._experiment.algorithm.min_filter_weights > 0)
+        self._resynced: set[tuple[int, int]] = set()
         self._edges = {neighbour: _Edge() for neighbour in place.neighbours}
         self._reported = dict.fromkeys(self._edges, LinkStats())
         self._greeted: dict[int, wire.Hello] = {}
+        self._met: set[tuple[int, Kind]] = set()
         self._differs: dict[int, str] = {}
         self._awaited = set(place.neighbours)
         self._inbox: dict[int, dict[int, BitMask]] = {}
@@ -131,11 +135,10 @@ class Peer:
             mask, loss = self._learner.local_update(round_)
         masks: Mapping[int, BitMask] = {}
         if self._experiment.algorithm.exchange:
+            acknowledge = {neighbour: self._incoming.held(neighbour) for neighbour in self.place.neighbours}
             with clock.phase("encode"):
-                message = wire.mask_message(self._me.digest, self.place.peer, round_, mask, self._codec)
-            for neighbour in self.place.neighbours:
-                if self._send(neighbour, message):
-                    self._edges[neighbour].payload_sent += len(message[1])
+                for neighbour, message in self._outgoing.messages(round_, mask, acknowledge):
+                    self._send_mask(neighbour, message)
             masks = self._gather(round_)
             if self._stop.is_set():
                 return False
@@ -185,13 +188,16 @@ class Peer:
     # --- coming and going -------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
-        """Say hello to all neighbours until each has said it too."""
+        """Say hello to all neighbours until each has said it too, and welcomed this one.
+
+        With both seen, no word from before the first round is under way any more.
+        """
         for neighbour in self.place.neighbours:
             self._transport.connect(neighbour, self.place.addresses[neighbour])
-            self._send(neighbour, wire.hello(Kind.HELLO, self._me, self.place.peer, 0))
+            self._say_hello(neighbour)
         deadline = time.monotonic() + self.place.join_timeout
         refused_until: float | None = None
-        while (missing := self._edges.keys() - self._greeted) and not self._stop.is_set():
+        while (missing := self._unmet()) and not self._stop.is_set():
             now = time.monotonic()
             if self._differs and refused_until is None:
                 refused_until = now + REFUSED_SECONDS
@@ -206,6 +212,9 @@ class Peer:
                     + (f" (refused so far: {dict(self._refused)})" if self._refused else "")
                 )
             self._take(self._transport.receive(min(deadline - now, TICK)))
+
+    def _unmet(self) -> set[int]:
+        return {n for n in self._edges if {(n, Kind.HELLO), (n, Kind.WELCOME)} - self._met}
 
     def _leave(self) -> None:
         """Say bye, and stay until the neighbours did too: who leaves at once takes its connections' counters along."""
@@ -242,12 +251,26 @@ class Peer:
             self._edges[neighbour].message_sent += sum(map(len, frames))
         return handed_over
 
+    def _send_mask(self, neighbour: int, frames: wire.Frames | None) -> None:
+        if frames is None:
+            return
+        if self._send(neighbour, frames):
+            self._edges[neighbour].payload_sent += len(frames[1])
+        else:
+            self._outgoing.lost(neighbour)
+
+    def _say_hello(self, neighbour: int) -> None:
+        held = self._incoming.held(neighbour)
+        self._send(neighbour, wire.hello(Kind.HELLO, self._me, self.place.peer, self._round, held))
+
     def _answer(self, neighbour: int, delivery: Delivery, frames: wire.Frames) -> None:
         if self._transport.answer(delivery.route, frames):
             self._edges[neighbour].message_sent += sum(map(len, frames))
 
     def _take(self, delivery: Delivery | None) -> None:
         """Take in what arrived, or count why not."""
+        for neighbour in self._transport.reconnected():
+            self._say_hello(neighbour)
         if delivery is None:
             return
         try:
@@ -268,9 +291,10 @@ class Peer:
             case Kind.MASK:
                 self._accept_mask(header, payload)
             case Kind.HELLO:
-                self._accept_hello(sender, payload, delivery)
+                self._accept_hello(header, payload, delivery)
             case Kind.WELCOME if from_its_address:
-                self._greet(sender, wire.read_hello(payload))
+                self._greet(header, payload)
+                self._send_again_if_lost(header)
             case Kind.REFUSED if from_its_address:
                 self._differs[sender] = wire.differences(self._identity, wire.read_refusal(payload))
             case Kind.BYE if sender in self._greeted:
@@ -278,9 +302,10 @@ class Peer:
             case _:
                 raise Refused(Refusal.STRANGER)
 
-    def _accept_hello(self, sender: int, payload: bytes, delivery: Delivery) -> None:
+    def _accept_hello(self, header: wire.Header, payload: bytes, delivery: Delivery) -> None:
+        sender = header.sender
         try:
-            self._greet(sender, wire.read_hello(payload))
+            self._greet(header, payload)
         except Refused as refused:
             if refused.reason is Refusal.WRONG_RUN:
                 settings = wire.refusal(self._me.digest, self.place.peer, self._round, self._identity)
@@ -288,13 +313,23 @@ class Peer:
             raise
         self._awaited.add(sender)
         self._transport.identify(delivery.route, sender)
-        self._answer(sender, delivery, wire.hello(Kind.WELCOME, self._me, self.place.peer, self._round))
+        held = self._incoming.held(sender)
+        self._answer(sender, delivery, wire.hello(Kind.WELCOME, self._me, self.place.peer, self._round, held))
+        self._send_again_if_lost(header)
 
-    def _greet(self, sender: int, hello: wire.Hello) -> None:
+    def _send_again_if_lost(self, header: wire.Header) -> None:
+        """Send a key frame to a neighbour whose hello says that it holds less than it was sent."""
+        if self._outgoing.lacks(header.sender, header.acknowledged):
+            held = self._incoming.held(header.sender)
+            self._send_mask(header.sender, self._outgoing.key_frame(header.sender, held))
+
+    def _greet(self, header: wire.Header, payload: bytes) -> None:
+        hello = wire.read_hello(payload)
         if hello.digest != self._me.digest or hello.sizes != self._me.sizes:
             raise Refused(Refusal.WRONG_RUN)
-        if self._greeted.setdefault(sender, hello) != hello:  # a device does not change its density within a run
+        if self._greeted.setdefault(header.sender, hello) != hello:  # a device keeps its density within a run
             raise Refused(Refusal.WRONG_DENSITY)
+        self._met.add((header.sender, Kind(header.kind)))
 
     def _accept_mask(self, header: wire.Header, payload: bytes) -> None:
         sender = header.sender
@@ -302,17 +337,31 @@ class Peer:
             raise Refused(Refusal.NO_HELLO)
         if header.tag != wire.tag(self._me.digest):
             raise Refused(Refusal.WRONG_RUN)
-        if header.round < self._round:
-            raise Refused(Refusal.STALE)
         if header.round > self._round + AHEAD:
             raise Refused(Refusal.FUTURE)
-        box = self._inbox.setdefault(header.round, {})
-        if sender in box:
-            raise Refused(Refusal.DUPLICATE)
-        fewer = self._experiment.algorithm.min_filter_weights > 0
-        box[sender] = wire.read_mask(header, payload, self._greeted[sender], fewer_ones=fewer)
+        try:
+            mask = self._incoming.read(header, payload, self._greeted[sender])
+        except Refused as refused:
+            if refused.reason is Refusal.DUPLICATE and header.round < self._round:
+                raise Refused(Refusal.STALE) from None
+            if refused.reason in (Refusal.UNKNOWN_BASE, Refusal.CORRUPT):
+                self._ask_for_key_frame(sender)
+            raise
+        acknowledged = -1 if header.acknowledged is None else header.acknowledged
+        if acknowledged < header.round - 1 and self._outgoing.lacks(sender, header.acknowledged):
+            self._outgoing.lost(sender)
+        if header.round < self._round:  # too late for its round, but the next one may build on it
+            raise Refused(Refusal.STALE)
+        self._inbox.setdefault(header.round, {})[sender] = mask
         self._awaited.add(sender)
         self._edges[sender].payload_received += len(payload)
+
+    def _ask_for_key_frame(self, sender: int) -> None:
+        """Say hello as one that holds nothing; once a round, so that forged masks cannot make much of it."""
+        if (sender, self._round) not in self._resynced:
+            self._resynced = {(sender, self._round)} | {key for key in self._resynced if key[1] == self._round}
+            self._incoming.lost(sender)
+            self._say_hello(sender)
 
     # --- reports ----------------------------------------------------------------------------------------------------
 

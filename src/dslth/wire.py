@@ -8,13 +8,15 @@ kind       hello, welcome, refused, mask, bye
 tag        first 32 bits of the run digest
 sender     id of the peer that speaks
 round      the round it is in, from 0
+held       what the sender holds of the receiver's masks: 0 nothing, else 1 + its own round - the mask's round
 codec      wire id of the payload's codec; 0 where the payload is no mask
+depth      on how many masks before the payload builds, 1 to 127 and 1 again; 0: on none, it is a key frame
 check      CRC-32 over the fields above and what the payload stands for: the mask's packed form, else the payload
 =========  ========================================================================================================
 
-A hello opens an edge in each direction; it carries the run digest and the layout of the sender's masks, which mask
-messages then need not repeat. Its answer, on the same connection, is a welcome of the same content or a refusal with
-the settings of the refusing peer, so that the refused one can say what differs.
+A hello opens an edge in each direction, and again after a broken connection. It carries the run digest and the layout
+of the sender's masks, which mask messages then need not repeat. Its answer, on the same connection, is a welcome of
+the same content or a refusal with the settings of the refusing peer, so that the refused one can say what differs.
 
 Nothing that arrives is trusted: lengths are checked before contents, types before values, and whatever is wrong raises
 Refused with one of the named reasons. No exception but Refused leaves the reading functions, whatever the bytes.
@@ -29,7 +31,7 @@ from zlib import crc32
 
 import msgpack
 
-from dslth.codecs import BY_ID, Codec
+from dslth.codecs import BY_ID, Codec, History
 from dslth.masks import BitMask, packed_size
 
 __all__ = [
@@ -45,7 +47,7 @@ __all__ = [
     "bye",
     "differences",
     "hello",
-    "mask_message",
+    "mask_header",
     "max_payload",
     "read_header",
     "read_hello",
@@ -53,12 +55,13 @@ __all__ = [
     "read_refusal",
     "refusal",
     "run_digest",
+    "short_depth",
     "tag",
 ]
 
-VERSION = 1
+VERSION = 2
 MAX_HEADER = 64
-"""Bytes of a header at most (in practice 14 to 20)."""
+"""Bytes of a header at most (in practice 16 to 24)."""
 MAX_CONTROL = 16384
 """Bytes of a payload that is no mask, at most."""
 _MAX_FIELD = 2**32 - 1
@@ -85,11 +88,11 @@ class Refusal(StrEnum):
     WRONG_RUN = "wrong-run"
     STRANGER = "stranger"
     NO_HELLO = "no-hello"
+    UNKNOWN_BASE = "unknown-base"
     STALE = "stale"
     FUTURE = "future"
     DUPLICATE = "duplicate"
     UNKNOWN_CODEC = "unknown-codec"
-    WRONG_LENGTH = "wrong-length"
     WRONG_DENSITY = "wrong-density"
     CORRUPT = "corrupt"
 
@@ -110,8 +113,15 @@ class Header(NamedTuple):
     tag: int
     sender: int
     round: int
+    held: int
     codec: int
+    depth: int
     check: int
+
+    @property
+    def acknowledged(self) -> int | None:
+        """The round of the receiver's newest mask that the sender holds."""
+        return self.round - (self.held - 1) if 0 < self.held <= self.round + 1 else None
 
 
 @dataclass(frozen=True)
@@ -137,34 +147,46 @@ def max_payload(sizes: Sequence[int]) -> int:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def hello(kind: Kind, me: Hello, sender: int, round_: int) -> Frames:
-    """Write a hello or a welcome."""
-    return _control(kind, me.digest, sender, round_, [me.digest, list(me.sizes), list(me.ones)])
+def hello(kind: Kind, me: Hello, sender: int, round_: int, held: int | None = None) -> Frames:
+    """Write a hello or a welcome; ``held`` is the round of the receiver's newest mask that the sender holds."""
+    content = msgpack.packb([me.digest, list(me.sizes), list(me.ones)])
+    return _sealed(kind, me.digest, sender, round_, content, held=held), content
 
 
 def refusal(digest: bytes, sender: int, round_: int, identity: Mapping[str, str]) -> Frames:
     """Write the answer to a hello of another run: this peer's own settings."""
-    return _control(Kind.REFUSED, digest, sender, round_, dict(identity))
+    content = msgpack.packb(dict(identity))
+    return _sealed(Kind.REFUSED, digest, sender, round_, content), content
 
 
 def bye(digest: bytes, sender: int, round_: int) -> Frames:
     """Write that a peer leaves after this round."""
-    return _control(Kind.BYE, digest, sender, round_, None)
+    return _sealed(Kind.BYE, digest, sender, round_, b""), b""
 
 
-def mask_message(digest: bytes, sender: int, round_: int, mask: BitMask, codec: Codec) -> Frames:
-    """Write a mask."""
-    payload = codec.encode(mask)
-    return _sealed(Kind.MASK, digest, sender, round_, codec.wire_id, mask.pack()), payload
+def mask_header(
+    digest: bytes, sender: int, round_: int, packed: bytes, codec: Codec, depth: int, held: int | None
+) -> bytes:
+    """Write the header of a mask message; ``packed`` is the mask's packed form, whatever the payload is."""
+    return _sealed(Kind.MASK, digest, sender, round_, packed, codec.wire_id, short_depth(depth), held)
 
 
-def _control(kind: Kind, digest: bytes, sender: int, round_: int, content: Any) -> Frames:
-    payload: bytes = b"" if content is None else msgpack.packb(content)
-    return _sealed(kind, digest, sender, round_, 0, payload), payload
+def short_depth(depth: int) -> int:
+    """Give a depth as the header writes it: one byte that tells neighbouring depths, and key frames, apart."""
+    return (depth - 1) % 127 + 1 if depth else 0
 
 
-def _sealed(kind: Kind, digest: bytes, sender: int, round_: int, codec: int, content: bytes) -> bytes:
-    fields = (VERSION, int(kind), tag(digest), sender, round_, codec)
+def _sealed(
+    kind: Kind,
+    digest: bytes,
+    sender: int,
+    round_: int,
+    content: bytes,
+    codec: int = 0,
+    depth: int = 0,
+    held: int | None = None,
+) -> bytes:
+    fields = (VERSION, int(kind), tag(digest), sender, round_, 0 if held is None else 1 + round_ - held, codec, depth)
     packed: bytes = msgpack.packb((*fields, _check(fields, content)))
     return packed
 
@@ -225,15 +247,20 @@ def read_refusal(payload: bytes) -> dict[str, str]:
     return dict(content)
 
 
-def read_mask(header: Header, payload: bytes, sender: Hello, *, fewer_ones: bool = False) -> BitMask:
-    """Read a mask of a sender that has said hello; ``fewer_ones`` are possible with structured removal."""
+def read_mask(
+    header: Header, payload: bytes, sender: Hello, history: History | None = None, *, fewer_ones: bool = False
+) -> BitMask:
+    """Read a mask of a sender that has said hello, given the history of its masks.
+
+    ``fewer_ones`` than the hello says are possible with structured removal.
+    """
     codec = BY_ID.get(header.codec)
     if codec is None:
         _refuse(Refusal.UNKNOWN_CODEC)
     try:
-        mask = codec.decode(payload, sender.sizes)
+        mask = codec.decode(payload, sender.sizes, history)
     except ValueError:
-        _refuse(Refusal.WRONG_LENGTH if len(payload) != packed_size(sender.sizes) else Refusal.CORRUPT)
+        _refuse(Refusal.CORRUPT)
     if mask.ones != sender.ones and not (
         fewer_ones and all(got <= most for got, most in zip(mask.ones, sender.ones, strict=True))
     ):

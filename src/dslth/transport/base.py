@@ -46,6 +46,9 @@ class Transport(Protocol):
     def receive(self, timeout: float) -> Delivery | None:
         """Wait up to ``timeout`` seconds for a message."""
 
+    def reconnected(self) -> list[int]:
+        """Give the neighbours to whom the connection broke and is there again, each once; messages may be lost."""
+
     def identify(self, route: Hashable, neighbour: int) -> None:
         """Learn that a delivery came from a neighbour, so that its connection's bytes count to that edge."""
 

@@ -60,6 +60,9 @@ class MemoryTransport:
         except queue.Empty:
             return None
 
+    def reconnected(self) -> list[int]:
+        return []
+
     def identify(self, route: Hashable, neighbour: int) -> None:
         pass
 

@@ -3,6 +3,7 @@
 import platform
 import socket
 import struct
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -80,6 +81,8 @@ class ZeroMqTransport:
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[int, zmq.Socket[bytes]] = {}
         self._connections: dict[int, list[_Connection]] = {}
+        self._connected: Counter[int] = Counter()
+        self._reconnected: list[int] = []
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
 
@@ -121,6 +124,7 @@ class ZeroMqTransport:
         self._dealers[neighbour], self._monitors[neighbour] = dealer, monitor
         self._connections.setdefault(neighbour, [])
         self._poller.register(dealer, zmq.POLLIN)
+        self._poller.register(monitor, zmq.POLLIN)
 
     def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
         try:
@@ -140,6 +144,8 @@ class ZeroMqTransport:
 
     def receive(self, timeout: float) -> Delivery | None:
         ready = dict(self._poller.poll(int(1000 * max(0.0, timeout))))
+        if any(monitor in ready for monitor in self._monitors.values()):
+            self._read_monitors()
         if self._router in ready:
             name, *frames = self._router.recv_multipart(copy=False)
             fd = int(frames[0].get(zmq.SRCFD)) if frames else -1
@@ -149,6 +155,19 @@ class ZeroMqTransport:
                 return Delivery(dealer.recv_multipart(), None, answer_of=neighbour)
         self.link_bytes()  # a moment to spare: a neighbour that leaves takes its connection's counters along
         return None
+
+    def reconnected(self) -> list[int]:
+        again, self._reconnected = self._reconnected, []
+        return again
+
+    def _read_monitors(self) -> None:
+        for neighbour, monitor in self._monitors.items():
+            while monitor.poll(0):
+                event = recv_monitor_message(monitor)
+                self._track(neighbour, int(event["value"]), there=_port(event["endpoint"].decode()))
+                if self._connected[neighbour]:
+                    self._reconnected.append(neighbour)
+                self._connected[neighbour] += 1
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         if isinstance(route, _Route):
@@ -166,10 +185,7 @@ class ZeroMqTransport:
     def link_bytes(self) -> dict[int, LinkBytes] | None:
         if platform.system() != "Linux":
             return None
-        for neighbour, monitor in self._monitors.items():
-            while monitor.poll(0):
-                event = recv_monitor_message(monitor)
-                self._track(neighbour, int(event["value"]), there=_port(event["endpoint"].decode()))
+        self._read_monitors()
         totals = {}
         for neighbour, connections in self._connections.items():
             for connection in connections:
