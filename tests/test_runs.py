@@ -103,14 +103,17 @@ def test_bits_per_weight_are_message_bytes_over_weights_edges_and_rounds(command
     sent = sum(peer["message_bytes_sent"] for peer in summary["peers"])
     weights = 64 * 256 + 256 * 128 + 128 * 10
     assert summary["bits_per_weight_per_round"] == pytest.approx(8 * sent / (weights * 6 * 3), abs=1e-6)
-    assert sum(peer["payload_bytes_sent"] for peer in summary["peers"]) == weights // 8 * 6 * 3
+    packed = run_json(commands, "-t", topology_file(), "--out", "packed", "--codec", "bitpack")
+    assert sum(peer["payload_bytes_sent"] for peer in packed["peers"]) == weights // 8 * 6 * 3
 
 
 def test_reported_bytes_are_those_that_an_outsider_counts(commands, topology_file, tmp_path):
     base = free_ports(3)
     taps = [Tap(base + peer) for peer in range(3)]
     try:
-        file = topology_file(network={"addresses": [f"127.0.0.1:{tap.port}" for tap in taps]}, rounds=8)
+        file = topology_file(
+            network={"addresses": [f"127.0.0.1:{tap.port}" for tap in taps]}, rounds=8, codec="bitpack"
+        )
         peers = [
             commands.start(
                 "dslth-peer",
@@ -135,11 +138,44 @@ def test_reported_bytes_are_those_that_an_outsider_counts(commands, topology_fil
     assert sum(peer["message_bytes_sent"] for peer in summary["peers"]) == sum(tap.message_bytes() for tap in taps)
     carried = sum(tap.total for tap in taps)
     assert summary["link_bytes_sent"] == pytest.approx(carried, rel=0.01)
-    # nothing but headers, hellos and packed masks was on the wire: frames are a header, a hello, or exactly a mask
+    # nothing but headers, hellos and packed masks was on the wire
     mask = (64 * 256 + 256 * 128 + 128 * 10) // 8
     for frame in (frame for tap in taps for frame in tap.frames()):
         assert len(frame) in (0, mask) or isinstance(msgpack.unpackb(frame), list)
         assert len(frame) in (0, mask) or len(frame) < 100
+
+
+@pytest.mark.parametrize("codec", ["auto", "context", "delta"])
+def test_cut_connections_cost_a_key_frame_and_change_no_mask(commands, topology_file, tmp_path, codec):
+    base = free_ports(3)
+    taps = [Tap(base + peer) for peer in range(3)]
+    try:
+        addresses = [f"127.0.0.1:{tap.port}" for tap in taps]
+        file = topology_file(network={"addresses": addresses}, rounds=60, codec=codec, evaluate_every=60)
+        peers = []
+        for i in range(3):
+            listen = f"tcp://127.0.0.1:{base + i}"
+            peers.append(commands.start("dslth-peer", "--id", i, "-t", file, "--out", "run", "--listen", listen))
+        for cut in range(1, 4):
+            wait_for(lambda cut=cut: _least_round(tmp_path / "run") >= 10 * cut)
+            for tap in taps:
+                tap.cut()
+        for process in peers:
+            _, stderr = process.communicate(timeout=120)
+            assert process.returncode == 0, stderr
+    finally:
+        for tap in taps:
+            tap.close()
+    run_json(commands, "-t", file, "--transport", "memory", "--out", tmp_path / "undisturbed")
+    assert rounds_of(tmp_path / "run") == rounds_of(tmp_path / "undisturbed")
+    events = [event for events in RunFolder(tmp_path / "run").events().values() for event in events]
+    assert not any(event.missing for event in events if event.event == "round")
+    assert max(len(tap.streams) for tap in taps) >= 2 * 2 * 4  # both neighbours of each peer came back three times
+
+
+def _least_round(folder):
+    files = list(folder.glob("peers/*.jsonl"))
+    return min(file.read_text().count('"event":"round"') for file in files) if len(files) == 3 else 0
 
 
 def test_neighbours_are_worth_having(commands):

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.progress import Progress, TaskID
 
 from dslth import __version__, config, launcher, report, topology
+from dslth.bench.cli import bench_app
 from dslth.errors import DslthError, MissingFileError, OutputError
 from dslth.events import Event, Joined, RoundReport
 from dslth.runfolder import RunFolder
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 topology_app = typer.Typer(help="Look at topology and graph files.", no_args_is_help=True, context_settings=HELP)
 app.add_typer(topology_app, name="topology")
+app.add_typer(bench_app, name="bench")
 peer_app = typer.Typer(name="dslth-peer", pretty_exceptions_enable=False, context_settings=HELP, add_completion=False)
 
 out = Console()

@@ -152,6 +152,8 @@ _CONTEXT = np.array([(f & 3) * 6 + min(5, (f >> 2).bit_count()) for f in map(int
 Context 0 is *quiet*: no flip in eight masks. Nearly all weights are.
 """
 _CONTEXTS = 24
+_KIND = np.array([0, *[1 + c // 6 for c in range(1, _CONTEXTS)]])
+"""Contexts of a kind, quiet or alike in their last two steps, speak for each other while one has little to tell."""
 _SCALE = 16
 _PRIOR = (_SCALE // 2, 20 * _SCALE)  # flips and weights seen before the first: about 1 in 40
 
@@ -187,11 +189,15 @@ class History:
     def probabilities(self) -> Indices:
         """Give the probability of a flip in each context of each layer (layers, 24), in units of 2**-24.
 
-        It comes from the layer's counts, and before they tell anything from those of all layers together.
+        It comes from the layer's counts; while those are few, from all layers' counts of this context; while those
+        are few, from all contexts of its kind.
         """
-        flips, met = self._met[..., 0], self._met[..., 1]
-        together = (flips.sum(0) + _PRIOR[0]) * ONE // (met.sum(0) + _PRIOR[1])
-        mixed = (flips * ONE + 2 * _SCALE * together) // (met + 2 * _SCALE)
+        layer, context = self._met, self._met.sum(0)
+        kind = np.zeros((_KIND.max() + 1, 2), np.int64)
+        np.add.at(kind, _KIND, context)
+        by_kind = (kind[:, 0] + _PRIOR[0]) * ONE // (kind[:, 1] + _PRIOR[1])
+        by_context = (context[:, 0] * ONE + 2 * _SCALE * by_kind[_KIND]) // (context[:, 1] + 2 * _SCALE)
+        mixed = (layer[..., 0] * ONE + 2 * _SCALE * by_context) // (layer[..., 1] + 2 * _SCALE)
         clipped: Indices = np.clip(mixed, ONE >> 17, ONE - (ONE >> 6))
         return clipped
 

@@ -251,9 +251,7 @@ class Peer:
             self._edges[neighbour].message_sent += sum(map(len, frames))
         return handed_over
 
-    def _send_mask(self, neighbour: int, frames: wire.Frames | None) -> None:
-        if frames is None:
-            return
+    def _send_mask(self, neighbour: int, frames: wire.Frames) -> None:
         if self._send(neighbour, frames):
             self._edges[neighbour].payload_sent += len(frames[1])
         else:
@@ -318,10 +316,10 @@ class Peer:
         self._send_again_if_lost(header)
 
     def _send_again_if_lost(self, header: wire.Header) -> None:
-        """Send a key frame to a neighbour whose hello says that it holds less than it was sent."""
-        if self._outgoing.lacks(header.sender, header.acknowledged):
-            held = self._incoming.held(header.sender)
-            self._send_mask(header.sender, self._outgoing.key_frame(header.sender, held))
+        """Send key frames to a neighbour whose hello says that it holds less than it was sent."""
+        held = self._incoming.held(header.sender)
+        for frames in self._outgoing.again(header.sender, header.round, header.acknowledged, held):
+            self._send_mask(header.sender, frames)
 
     def _greet(self, header: wire.Header, payload: bytes) -> None:
         hello = wire.read_hello(payload)
@@ -342,17 +340,17 @@ class Peer:
         try:
             mask = self._incoming.read(header, payload, self._greeted[sender])
         except Refused as refused:
-            if refused.reason is Refusal.DUPLICATE and header.round < self._round:
-                raise Refused(Refusal.STALE) from None
             if refused.reason in (Refusal.UNKNOWN_BASE, Refusal.CORRUPT):
                 self._ask_for_key_frame(sender)
             raise
-        acknowledged = -1 if header.acknowledged is None else header.acknowledged
-        if acknowledged < header.round - 1 and self._outgoing.lacks(sender, header.acknowledged):
-            self._outgoing.lost(sender)
+        if (-1 if header.acknowledged is None else header.acknowledged) < header.round - 1:
+            self._outgoing.lost(sender)  # it went on without this peer's mask
         if header.round < self._round:  # too late for its round, but the next one may build on it
             raise Refused(Refusal.STALE)
-        self._inbox.setdefault(header.round, {})[sender] = mask
+        box = self._inbox.setdefault(header.round, {})
+        if sender in box:
+            raise Refused(Refusal.DUPLICATE)
+        box[sender] = mask
         self._awaited.add(sender)
         self._edges[sender].payload_received += len(payload)
 

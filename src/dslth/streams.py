@@ -5,6 +5,7 @@ because TCP delivers in order; where that turns out wrong (a broken connection, 
 says in a hello what it holds, and gets a key frame in the same round.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from dslth import codecs, wire
@@ -20,45 +21,49 @@ class Outgoing:
 
     def __init__(self, digest: bytes, sender: int, codec: str) -> None:
         self._digest, self._sender, self._codec = digest, sender, codec
-        self._last: tuple[int, BitMask, bytes] | None = None
+        # the last two: a neighbour that lost a mask may be a round behind
+        self._last: deque[tuple[int, BitMask]] = deque(maxlen=2)
         self._held: dict[int, History] = {}
 
     def messages(self, round_: int, mask: BitMask, acknowledge: dict[int, int | None]) -> Iterator[tuple[int, Frames]]:
         """Give the round's message for each neighbour, with the round of the neighbour's mask to acknowledge."""
-        self._last = (round_, mask, mask.pack())
+        self._last.append((round_, mask))
         coded: dict[int, tuple[History, codecs.Codec, bytes]] = {}
         for neighbour, held in acknowledge.items():
             history = self._held.get(neighbour)
             if id(history) not in coded:
                 codec, payload = codecs.encode(mask, history, self._codec)
-                after = history.advanced(mask, round_) if history else History(mask, round_)
-                coded[id(history)] = after, codec, payload
+                coded[id(history)] = (
+                    history.advanced(mask, round_) if history else History(mask, round_),
+                    codec,
+                    payload,
+                )
             self._held[neighbour], codec, payload = coded[id(history)]
-            yield neighbour, self._message(codec, payload, history, held)
+            depth = history.depth if history else 0
+            header = wire.mask_header(self._digest, self._sender, round_, mask.pack(), codec, depth, held)
+            yield neighbour, (header, payload)
 
-    def key_frame(self, neighbour: int, held: int | None) -> Frames | None:
-        """Give the last mask again, built on nothing, for a neighbour that has lost it; None before the first."""
-        if self._last is None:
-            return None
-        round_, mask, _ = self._last
-        codec, payload = codecs.encode(mask, None, self._codec)
-        self._held[neighbour] = History(mask, round_)
-        return self._message(codec, payload, None, held)
+    def again(self, neighbour: int, needs: int, acknowledged: int | None, held: int | None) -> Iterator[Frames]:
+        """Give the masks that a neighbour has lost, built on nothing.
 
-    def _message(self, codec: codecs.Codec, payload: bytes, history: History | None, held: int | None) -> Frames:
-        assert self._last is not None  # noqa: S101
-        round_, _, packed = self._last
-        depth = history.depth if history else 0
-        return wire.mask_header(self._digest, self._sender, round_, packed, codec, depth, held), payload
+        ``needs`` is the round it is in, ``acknowledged`` that of the newest mask it holds. Nothing where it holds what
+        it was sent. Where what it needs is older than what is kept, its next mask is a key frame all the same.
+        """
+        history = self._held.get(neighbour)
+        if history is None or (acknowledged is not None and acknowledged >= history.round):
+            return
+        self.lost(neighbour)
+        first = max(needs, -1 if acknowledged is None else acknowledged + 1)
+        for round_, mask in self._last:
+            if round_ >= first:
+                codec, payload = codecs.encode(mask, None, self._codec)
+                header = wire.mask_header(self._digest, self._sender, round_, mask.pack(), codec, 0, held)
+                self._held[neighbour] = History(mask, round_)
+                yield header, payload
 
     def lost(self, neighbour: int) -> None:
         """Forget what a neighbour holds: its next mask is a key frame."""
         self._held.pop(neighbour, None)
-
-    def lacks(self, neighbour: int, acknowledged: int | None) -> bool:
-        """Tell whether a neighbour that holds the mask of round ``acknowledged`` has lost what it was sent."""
-        history = self._held.get(neighbour)
-        return history is not None and (acknowledged is None or acknowledged < history.round)
 
 
 class Incoming:
@@ -77,12 +82,7 @@ class Incoming:
         """Decode a mask and hold it; Refused where it repeats one or builds on one that is not held."""
         history = self._held.get(header.sender)
         if history and header.round <= history.round:
-            if header.depth == 0 and header.round == history.round:
-                # a key frame that crossed our word that we have it: the sender begins anew there, so do we
-                mask = wire.read_mask(header, payload, sender, fewer_ones=self._fewer_ones)
-                if mask == history.mask:
-                    self._held[header.sender] = History(mask, header.round)
-            raise Refused(Refusal.DUPLICATE)
+            return self._read_old(header, payload, sender, history)
         if header.depth == 0:
             history = None
         elif history is None or wire.short_depth(history.depth) != header.depth or history.round != header.round - 1:
@@ -90,6 +90,16 @@ class Incoming:
         mask = wire.read_mask(header, payload, sender, history, fewer_ones=self._fewer_ones)
         after = history.advanced(mask, header.round) if history else History(mask, header.round)
         self._held[header.sender] = after
+        return mask
+
+    def _read_old(self, header: Header, payload: bytes, sender: Hello, history: History) -> BitMask:
+        """Decode a key frame of a round that is past; what is not one cannot be decoded any more."""
+        if header.depth:
+            raise Refused(Refusal.DUPLICATE)
+        mask = wire.read_mask(header, payload, sender, fewer_ones=self._fewer_ones)
+        if header.round == history.round and mask == history.mask:
+            # it crossed our word that we have the mask: the sender begins anew there, and so do we
+            self._held[header.sender] = History(mask, header.round)
         return mask
 
     def lost(self, neighbour: int) -> None:

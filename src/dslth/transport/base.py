@@ -44,7 +44,7 @@ class Transport(Protocol):
         """Hand over an answer to a delivery; False where whoever sent it is gone."""
 
     def receive(self, timeout: float) -> Delivery | None:
-        """Wait up to ``timeout`` seconds for a message."""
+        """Wait up to ``timeout`` seconds for a message; None without one, and early where a connection came back."""
 
     def reconnected(self) -> list[int]:
         """Give the neighbours to whom the connection broke and is there again, each once; messages may be lost."""
