@@ -21,6 +21,7 @@ __all__ = [
     "amount",
     "draw",
     "edge_table",
+    "new_table",
     "peer_table",
     "phase_table",
     "summarise",
@@ -141,7 +142,8 @@ def _spark(values: Sequence[float], width: int = 10) -> str:
     return "".join(BARS[min(7, max(0, int(8 * value)))] for value in points)
 
 
-def _columns(title: str, *names: str) -> Table:
+def new_table(title: str, *names: str) -> Table:
+    """Make an empty table in the style of all reports."""
     table = Table(
         title=title, title_justify="left", pad_edge=False, title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
     )
@@ -153,7 +155,7 @@ def _columns(title: str, *names: str) -> Table:
 def _filled(title: str, columns: Mapping[str, Sequence[str | Text]]) -> Table:
     """Make a table of columns, without those that have nothing to say."""
     told = {name: cells for name, cells in columns.items() if any(str(cell) for cell in cells)}
-    table = _columns(title, *told)
+    table = new_table(title, *told)
     for row in zip(*told.values(), strict=True):
         table.add_row(*row)
     return table
@@ -254,7 +256,7 @@ def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Table:
 
 def totals(summary: Mapping[str, Any]) -> Table:
     """Show a run's totals, the three byte figures among them."""
-    table = _columns("totals", "figure", "value")
+    table = new_table("totals", "figure", "value")
     dense = 4 * summary["masked_weights"]
     rows = {
         "personal accuracy, mean": _percent(summary["accuracy_personal"]),
@@ -278,7 +280,7 @@ def totals(summary: Mapping[str, Any]) -> Table:
 def phase_table(folder: RunFolder) -> Table:
     """Show where the time went, mean seconds a round."""
     names = ("compute", "encode", "wait", "decode", "fine_tune", "evaluate")
-    table = _columns("seconds a round", "peer", *(name.replace("_", "-") for name in names), "memory")
+    table = new_table("seconds a round", "peer", *(name.replace("_", "-") for name in names), "memory")
     for peer, events in folder.events().items():
         rounds = [event for event in events if isinstance(event, RoundReport)]
         if rounds:
@@ -289,7 +291,7 @@ def phase_table(folder: RunFolder) -> Table:
 
 def edge_table(folder: RunFolder) -> Table:
     """Show the bytes of every directed edge."""
-    table = _columns("bytes by edge", "edge", "payload", "messages", "link")
+    table = new_table("bytes by edge", "edge", "payload", "messages", "link")
     for peer, events in folder.events().items():
         sums: defaultdict[int, LinkStats] = defaultdict(lambda: LinkStats(link_sent=0))
         for event in events:
@@ -317,7 +319,7 @@ def topology_table(topology: Topology) -> Table:
     """Show what a graph is like."""
     graph = topology.to_networkx()
     degrees = [degree for _, degree in graph.degree]
-    table = _columns("graph", "figure", "value")
+    table = new_table("graph", "figure", "value")
     counts = Counter(degrees)
     for name, value in {
         "nodes": str(topology.peers),

@@ -1,286 +1,243 @@
-"""Other ways to learn together, over the same sockets, data, model and local steps: what MCE-PL is compared with.
+"""The peers of the methods that MCE-PL is compared with: synchronous rounds over the same transport.
 
-Here weights and biases learn, from torch's own initialisation drawn from the run's seed, by plain SGD. A message is two
-frames, a msgpack array [round, sender] and raw little-endian numbers; an empty payload in round -1 is a hello, after the
-last round a bye. Peers start alike, so first weights are never sent. Learning rates were chosen by ``dslth bench comm
--t ring --tune``: digits, ring of ten, 20 rounds, each rate of RATES.
+A message is two frames, a msgpack array [round, sender] and the method's payload; in round -1 it is a hello,
+after the last round a bye, both empty. Nothing is unpickled, lengths are checked, and what is not taken in is counted.
 """
 
-import hashlib
 import json
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from math import cos, pi
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, TextIO
 
 import msgpack
 import numpy as np
 import psutil
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from dslth import data, models, sinks, supermask
+from dslth import sinks
+from dslth.bench.methods import METHODS, Method
 from dslth.config import ExperimentConfig, RunConfig
 from dslth.errors import JoinError
 from dslth.events import Event, Finished, Joined, LinkStats, RoundReport, Seconds
-from dslth.learner import Accuracies, Samples
+from dslth.learner import Accuracies
 from dslth.runfolder import RunFolder
-from dslth.seeds import Stream
 from dslth.topology import Topology
-from dslth.transport import Delivery
+from dslth.transport import Delivery, Transport
 from dslth.transport.zeromq import ZeroMqTransport
-from dslth.wire import Refusal, Refused
 
-__all__ = ["METHODS", "RATES", "Baseline", "DisPfl", "Dpsgd", "HalfDpsgd", "Method", "TopKDpsgd"]
+__all__ = ["Baseline", "before_exchange", "read_header"]
 
-RATES = (0.03, 0.1, 0.3, 1.0)
-"""Learning rates that ``--tune`` tries for every method."""
 TICK = 0.2
 LEAVE_SECONDS = 5.0
 MAX_HEADER = 16
 
 
-class _Net:
-    """The run's network as a function of all its parameters in one flat float32 vector."""
+@dataclass(frozen=True)
+class Baseline:
+    """What ``launcher.run_local`` lets each peer be: one of METHODS, at its own learning rate or another one."""
 
-    def __init__(self, experiment: ExperimentConfig, classes: int) -> None:
-        self._module = models.build(experiment.model, data.SHAPES[experiment.data.name], classes)
-        frozen = supermask.freeze(self._module, experiment.seed, "default", experiment.algorithm.density)
-        parameters = dict(self._module.named_parameters())
-        self.masked_sizes = frozen.sizes
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        self.lengths = [parameter.numel() for parameter in parameters.values()]
-        self.is_weight = [name in frozen.names for name in parameters]
-        self.first = torch.cat([parameter.flatten() for parameter in parameters.values()])
+    method: str
+    lr: float | None = None
 
-    def __call__(self, x: Tensor, images: Tensor) -> Tensor:
-        parts = zip(self.shapes.items(), x.split(self.lengths), strict=True)
-        parameters = {name: part.view(shape) for (name, shape), part in parts}
-        logits: Tensor = torch.func.functional_call(self._module, parameters, (images,))
-        return logits
-
-
-# --- methods --------------------------------------------------------------------------------------------------------
-
-
-class Method(ABC):
-    """What one peer learns and says. ``x`` is its model, flat; ``weights`` how much each neighbour counts.
-
-    The weights are Metropolis-Hastings: ``1 / (1 + max(degree_i, degree_j))``, the rest is the peer's own.
-    """
-
-    lr: ClassVar[float]
-
-    def __init__(self, peer: int, run: RunConfig, topology: Topology, lr: float | None = None) -> None:
-        device, self.run = run.device(peer), run
-        torch.set_num_threads(device.threads)
-        self.samples = Samples(peer, topology.peers, run.experiment, device)
-        self.net = _Net(run.experiment, self.samples.classes)
-        self.x = self.net.first.clone()
-        self.rate = self.lr if lr is None else lr
-        degrees = {other: len(topology.neighbours(other)) for other in (peer, *topology.neighbours(peer))}
-        own = degrees.pop(peer)
-        self.weights = {other: 1 / (1 + max(own, degree)) for other, degree in degrees.items()}
-
-    def learn(self, round_: int) -> float:
-        """Take the round's local steps, on the batches that MCE-PL takes; gives the mean loss."""
-        losses = []
-        for step in range(self.run.experiment.algorithm.local_steps):
-            images, labels = self.samples.batch(round_, step)
-            x = self.x.clone().requires_grad_()
-            loss = F.cross_entropy(self.net(x, images), labels)
-            self.descend(torch.autograd.grad(loss, x)[0])
-            losses.append(loss.item())
-        return float(np.mean(losses))
-
-    def descend(self, gradient: Tensor) -> None:
-        """Take one step of SGD."""
-        self.x -= self.rate * gradient
-
-    def evaluate(self) -> Accuracies:
-        """Classify both test sets with the model as it stands."""
-        return self.samples.accuracies(lambda images: self.net(self.x, images))
-
-    @property
-    def largest(self) -> int:
-        """Bytes of a payload at most."""
-        return 4 * len(self.x)
-
-    @abstractmethod
-    def outgoing(self, round_: int) -> bytes:
-        """Give the payload for all neighbours, after the local steps."""
-
-    @abstractmethod
-    def decode(self, payload: bytes) -> Any:
-        """Read a neighbour's payload; ValueError where it cannot be one of this run."""
-
-    @abstractmethod
-    def absorb(self, received: Mapping[int, Any]) -> None:
-        """Take in what the neighbours that are there said, decoded."""
+    def __call__(
+        self,
+        peer: int,
+        run: RunConfig,
+        topology: Topology,
+        folder: RunFolder,
+        stop: threading.Event,
+        *,
+        listen: str,
+        meet: Callable[[str], Sequence[str]],
+        reports: str,
+        join_timeout: float,
+    ) -> Finished:
+        """Run one peer from listening to its final report; JoinError where a neighbour does not come."""
+        method = METHODS[self.method](peer, run, topology, self.lr)
+        transport = ZeroMqTransport(method.largest)
+        outputs: list[sinks.Sink] = []
+        try:
+            addresses = meet(transport.listen(listen))
+            outputs += [sinks.JsonLines(folder.reports(peer)), sinks.Push(reports)]
+            loop = _Loop(peer, run.experiment, method, transport, outputs, stop)
+            loop.join(addresses, join_timeout)
+            with before_exchange(folder, peer).open("w", encoding="utf-8") as before:
+                return loop.play(before)
+        finally:
+            transport.close()
+            for output in outputs:
+                output.close()
 
 
-class Dpsgd(Method):
-    """D-PSGD (Lian et al. 2017): after its local steps a peer averages its float32 model with its neighbours'.
+@dataclass
+class _Loop:
+    """One peer in synchronous rounds: local steps, send, gather until the run's deadline, absorb, evaluate, report."""
 
-    Written as ``x_i += pace * sum_j W_ij (said_j - said_i)`` over what has been said on the wire, which is the same for
-    exact messages and keeps the network's mean where messages are rounded (Koloskova et al. 2019, CHOCO).
-    """
+    peer: int
+    experiment: ExperimentConfig
+    method: Method
+    transport: Transport
+    outputs: Sequence[sinks.Sink]
+    stop: threading.Event
 
-    lr = 0.3
-    pace: ClassVar[float] = 1.0
-    number: ClassVar[str] = "<f4"
+    def __post_init__(self) -> None:
+        neighbours = self.method.weights if self.method.exchanges else ()
+        self._edges: dict[int, Counter[str]] = {other: Counter() for other in neighbours}
+        self._awaited = set(self._edges)
+        self._reported = dict.fromkeys(self._edges, LinkStats())
+        self._inbox: dict[int, dict[int, Any]] = {}
+        self._refused: Counter[str] = Counter()
+        self._decoding = 0.0
 
-    def __init__(self, peer: int, run: RunConfig, topology: Topology, lr: float | None = None) -> None:
-        super().__init__(peer, run, topology, lr)
-        self.said = self.x.clone()
-        self.heard = {other: self.x.clone() for other in self.weights}
+    def join(self, addresses: Sequence[str], seconds: float) -> None:
+        """Wait for all neighbours; JoinError where one does not come."""
+        for neighbour in self._edges:
+            self.transport.connect(neighbour, addresses[neighbour])
+        missing = self._edges.keys() - self._exchange(-1, b"", seconds).keys()
+        if missing and not self.stop.is_set():
+            raise JoinError(f"peer {self.peer} waited {seconds:g} s for peers {sorted(missing)}")
+        method = self.method
+        self._emit(
+            Joined(
+                **self._common(),
+                neighbours=tuple(self._edges),
+                model=self.experiment.model.name,
+                sizes=method.net.masked_sizes,
+                training_samples=len(method.samples),
+                device=method.device.device,
+            )
+        )
 
-    def outgoing(self, round_: int) -> bytes:
-        payload = self.encode()
-        self.said = self.update(self.said, self.decode(payload))
-        return payload
+    def play(self, before: TextIO) -> Finished:
+        """Play all rounds and leave. Accuracies before each exchange go into ``before``."""
+        accuracy = None
+        rounds = self.experiment.rounds
+        done = 0
+        while done < rounds and not self.stop.is_set():
+            due = (done + 1) % self.experiment.evaluate_every == 0 or done + 1 == rounds
+            accuracy = self._play(done, before if due else None) or accuracy
+            done += not self.stop.is_set()
+        self._exchange(rounds, b"", LEAVE_SECONDS)  # who leaves at once takes its connections' counters along
+        finished = Finished(
+            **self._common(),
+            **_shares(accuracy),
+            rounds_completed=done,
+            mask_digest=self.method.digest,
+            refused=dict(self._refused),
+        )
+        self._emit(finished)
+        return finished
 
-    def absorb(self, received: Mapping[int, Any]) -> None:
-        for peer, content in sorted(received.items()):
-            self.heard[peer] = self.update(self.heard[peer], content)
-            self.x += self.pace * self.weights[peer] * (self.heard[peer] - self.said)
+    def _play(self, round_: int, before: TextIO | None) -> Accuracies | None:
+        method = self.method
+        marks = [time.perf_counter()]
+        loss, learned = method.learn(round_), method.x.clone()
+        marks.append(time.perf_counter())
+        payload = method.outgoing(round_)
+        marks.append(time.perf_counter())
+        self._decoding = 0.0
+        received = self._exchange(round_, payload, self.experiment.deadline)
+        marks.append(time.perf_counter())
+        if self.stop.is_set():
+            return None
+        method.absorb(received)
+        marks.append(time.perf_counter())
+        accuracy = None
+        if before is not None:
+            accuracy = method.evaluate(method.x)
+            before.write(json.dumps([round_, *astuple(method.evaluate(learned))]) + "\n")
+        marks.append(time.perf_counter())
+        compute, encode, exchange, absorb, evaluate = np.diff(marks)
+        wait, decode = exchange - self._decoding, self._decoding
+        self._emit(
+            RoundReport(
+                **self._common(),
+                **_shares(accuracy),
+                round=round_,
+                loss=loss,
+                density=method.density,
+                flips=None,
+                mask_digest=method.digest,
+                seconds=Seconds(
+                    compute=compute, encode=encode, wait=wait, decode=decode, fine_tune=absorb, evaluate=evaluate
+                ),
+                missing=tuple(sorted(self._edges.keys() - received.keys())),
+                refused=dict(self._refused),
+                memory_bytes=psutil.Process().memory_info().rss,
+            )
+        )
+        return accuracy
 
-    def encode(self) -> bytes:
-        """Write what brings the neighbours up to date."""
-        return self.x.numpy().astype(self.number).tobytes()
+    def _exchange(self, round_: int, payload: bytes, seconds: float) -> dict[int, Any]:
+        """Say something to all neighbours, and give what each said in this round; who misses it is not waited for."""
+        header = msgpack.packb([round_, self.peer])
+        for neighbour, edge in self._edges.items():
+            if self.transport.send(neighbour, (header, payload)):
+                edge.update(payload_sent=len(payload), message_sent=len(header) + len(payload))
+        deadline = time.monotonic() + seconds
+        while not self.stop.is_set() and (missing := self._awaited - self._inbox.get(round_, {}).keys()):
+            if (left := deadline - time.monotonic()) <= 0:
+                self._awaited -= missing
+            elif delivery := self.transport.receive(min(left, TICK)):
+                start = time.perf_counter()
+                try:
+                    self._take(delivery, round_)
+                except ValueError as error:
+                    self._refused[str(error)] += 1
+                self._decoding += time.perf_counter() - start
+        return self._inbox.pop(round_, {})
 
-    def decode(self, payload: bytes) -> Any:
-        return _numbers(payload, len(self.x), self.number)
+    def _take(self, delivery: Delivery, now: int) -> None:
+        """Read a message of this round or the next; ValueError, with the reason's name, where it is none."""
+        round_, sender = read_header(delivery.frames)
+        box = self._inbox.setdefault(round_, {}) if now <= round_ <= now + 1 else None
+        if box is None or sender not in self._edges or sender in box:
+            raise ValueError("out-of-turn")
+        payload = delivery.frames[1]
+        box[sender] = self.method.decode(payload) if 0 <= round_ < self.experiment.rounds else None
+        self._awaited.add(sender)
+        self.transport.identify(delivery.route, sender)
+        self._edges[sender].update(payload_received=len(payload), message_received=sum(map(len, delivery.frames)))
 
-    def update(self, known: Tensor, content: Any) -> Tensor:
-        """Give what is known of a model after its next message."""
-        return torch.from_numpy(content)
+    def _common(self) -> dict[str, Any]:
+        """Give what every report says: who, when, and the bytes of each edge since the last report."""
+        now, links = {}, self.transport.link_bytes() or {}
+        for neighbour, edge in self._edges.items():
+            link = links.get(neighbour)
+            now[neighbour] = LinkStats(
+                **edge, link_sent=link.sent if link else None, link_received=link.received if link else None
+            )
+        before, self._reported = self._reported, now
+        return {"peer": self.peer, "time": time.time(), "links": {other: now[other] - before[other] for other in now}}
 
-
-class HalfDpsgd(Dpsgd):
-    """D-PSGD with float16 on the wire."""
-
-    number = "<f2"
-
-
-class TopKDpsgd(Dpsgd):
-    """CHOCO-SGD (Koloskova et al. 2019): the SHARE largest differences to what was said; what is left out adds up.
-
-    Payload: uint32 indices, ascending, then float32 values.
-    """
-
-    lr = 0.3
-    pace = 0.3
-    SHARE: ClassVar[float] = 0.01
-
-    @property
-    def _count(self) -> int:
-        return max(1, int(self.SHARE * len(self.x)))
-
-    def encode(self) -> bytes:
-        change = (self.x - self.said).numpy()
-        kept = np.sort(np.argpartition(np.abs(change), -self._count)[-self._count :])
-        return kept.astype("<u4").tobytes() + change[kept].astype("<f4").tobytes()
-
-    def decode(self, payload: bytes) -> Any:
-        if len(payload) != 8 * self._count:
-            raise ValueError(f"{len(payload)} bytes for {self._count} indices and values")
-        indices = np.frombuffer(payload, "<u4", self._count).astype(np.int64)
-        if indices[-1] >= len(self.x) or not (np.diff(indices) > 0).all():
-            raise ValueError("indices do not ascend")
-        return indices, _numbers(payload[4 * self._count :], self._count, "<f4")
-
-    def update(self, known: Tensor, content: Any) -> Tensor:
-        indices, values = content
-        return known.index_add(0, torch.from_numpy(indices), torch.from_numpy(values))
-
-
-class DisPfl(Method):
-    """DisPFL (Dai et al. 2022): a personal sparse model; the average at a weight is over who keeps it.
-
-    Each round the ``PRUNED * (1 + cos(pi t/T)) / 2`` smallest kept weights of a layer are dropped and as many grown
-    where the last dense gradient is largest. Densities are the peer's of MCE-PL; biases are dense. Payload: packed mask,
-    then the float32 values of kept weights.
-    """
-
-    lr = 0.3
-    PRUNED: ClassVar[float] = 0.5
-
-    def __init__(self, peer: int, run: RunConfig, topology: Topology, lr: float | None = None) -> None:
-        super().__init__(peer, run, topology, lr)
-        wanted = run.device(peer).density
-        shapes = [shape for shape, masked in zip(self.net.shapes.values(), self.net.is_weight, strict=True) if masked]
-        densities = iter(supermask.densities(run.experiment.algorithm.density if wanted is None else wanted, shapes))
-        masks = []
-        for layer, (n, masked) in enumerate(zip(self.net.lengths, self.net.is_weight, strict=True)):
-            lot = torch.from_numpy(Stream(run.experiment.seed, "dispfl mask", peer, layer).uniform(n))
-            masks.append(supermask.top_k(lot, next(densities) if masked else 1.0))
-        self.mask = torch.cat(masks)
-        self.x *= self.mask
-        self._gradient = torch.zeros_like(self.x)
-
-    @property
-    def largest(self) -> int:
-        return (len(self.x) + 7) // 8 + 4 * len(self.x)
-
-    def descend(self, gradient: Tensor) -> None:
-        self._gradient = gradient
-        super().descend(gradient * self.mask)
-
-    def outgoing(self, round_: int) -> bytes:
-        self._prune_and_grow(self.PRUNED * (1 + cos(pi * round_ / self.run.experiment.rounds)) / 2)
-        return np.packbits(self.mask.numpy()).tobytes() + self.x[self.mask].numpy().astype("<f4").tobytes()
-
-    def _prune_and_grow(self, share: float) -> None:
-        parts = (vector.split(self.net.lengths) for vector in (self.mask, self.x, self._gradient))
-        for mask, x, gradient in zip(*parts, strict=True):  # views: what is set here is set in self.mask
-            count = int(share * int(mask.sum()))
-            if count and not mask.all():
-                mask[x.abs().masked_fill(~mask, torch.inf).topk(count, largest=False).indices] = False
-                mask[gradient.abs().masked_fill(mask, -1.0).topk(count).indices] = True
-        self.x *= self.mask
-
-    def decode(self, payload: bytes) -> Any:
-        n = len(self.x)
-        packed = (n + 7) // 8
-        if len(payload) < packed:
-            raise ValueError(f"{len(payload)} bytes for a mask of {packed}")
-        bits = np.unpackbits(np.frombuffer(payload, np.uint8, packed))
-        if bits[n:].any():
-            raise ValueError("padding bits are set")
-        mask = bits[:n].astype(bool)
-        x = np.zeros(n, np.float32)
-        x[mask] = _numbers(payload[packed:], int(mask.sum()), "<f4")
-        return torch.from_numpy(mask), torch.from_numpy(x)
-
-    def absorb(self, received: Mapping[int, Any]) -> None:
-        total, count = self.x.clone(), self.mask.float()
-        for _, (mask, x) in sorted(received.items()):
-            total += x
-            count += mask
-        self.x = total / count.clamp(min=1) * self.mask
-
-
-def _numbers(raw: bytes, count: int, number: str) -> NDArray[np.float32]:
-    """Read ``count`` finite numbers; ValueError where there are more, fewer or others."""
-    if len(raw) != count * np.dtype(number).itemsize:
-        raise ValueError(f"{len(raw)} bytes for {count} numbers")
-    numbers = np.frombuffer(raw, number).astype(np.float32)
-    if not np.isfinite(numbers).all():
-        raise ValueError("not a number")
-    return numbers
+    def _emit(self, event: Event) -> None:
+        for output in self.outputs:
+            output.emit(event)
 
 
-METHODS: Mapping[str, type[Method]] = {
-    "dpsgd": Dpsgd,
-    "dpsgd-fp16": HalfDpsgd,
-    "dpsgd-topk": TopKDpsgd,
-    "dispfl": DisPfl,
-}
+def before_exchange(folder: RunFolder, peer: int) -> Path:
+    """Where a peer's accuracies after local steps, before the exchange, are: JSON lines [round, personal, global]."""
+    return folder.path / "peers" / f"before-{peer}.jsonl"
+
+
+def read_header(frames: Sequence[bytes]) -> tuple[int, int]:
+    """Check a message's form and give (round, sender); ValueError where it is none."""
+    if len(frames) != 2 or len(frames[0]) > MAX_HEADER:
+        raise ValueError("malformed")
+    try:
+        header = msgpack.unpackb(frames[0])
+    except (ValueError, msgpack.UnpackException):
+        raise ValueError("malformed") from None
+    if type(header) is not list or [type(field) for field in header] != [int, int]:
+        raise ValueError("malformed")
+    return header[0], header[1]
+
+
+def _shares(accuracy: Accuracies | None) -> dict[str, Any]:
+    return {
+        "accuracy_personal": accuracy.personal if accuracy else None,
+        "accuracy_global": accuracy.common if accuracy else None,
+    }

@@ -1,0 +1,154 @@
+"""``dslth bench codec``: size against entropy and speed of every mask codec, beside general ones, in one process."""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bitarray.util import sc_encode
+from rich.table import Table
+
+from dslth import codecs
+from dslth.codecs import History
+from dslth.errors import OutputError
+from dslth.masks import BitMask
+from dslth.report import new_table
+
+__all__ = ["DENSITIES", "Figure", "correlated", "measure", "rows", "table", "write"]
+
+DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5)
+FLIPS = (0.0005, 0.002, 0.005, 0.01, 0.05)
+REPEATS = 5
+ROUNDS = 16
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One codec on one kind of mask; bits are per weight, speeds in million weights a second (best of five)."""
+
+    masks: str
+    codec: str
+    bits: float
+    entropy: float
+    ratio: float
+    encode: float
+    decode: float | None
+
+
+def entropy(p: float) -> float:
+    """Give the entropy of a bit that is 1 with probability p, in bits."""
+    return 0.0 if p in (0, 1) else float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
+
+
+def correlated(n: int, share: float, seed: int) -> list[BitMask]:
+    """Make the masks of some rounds of density 1/2, of which in each round a ``share`` of the bits flips.
+
+    Nine in ten flips fall on one weight in twenty, as near a top-k threshold, so that the past tells of the future.
+    """
+    rng = np.random.default_rng(seed)
+    near = rng.random(n) < 0.05
+    chance = np.where(near, min(0.9 * share / 0.05, 0.5), 0.1 * share / 0.95)
+    bits = rng.random(n) < 0.5
+    masks = [BitMask.from_arrays([bits])]
+    for _ in range(ROUNDS):
+        bits = bits ^ (rng.random(n) < chance)
+        masks.append(BitMask.from_arrays([bits]))
+    return masks
+
+
+def measure(weights: int, seed: int, progress: Callable[[str], None] = lambda text: None) -> list[Figure]:
+    """Measure all codecs on masks of some weights: of each density, and with each share of flips."""
+    figures = []
+    for density in DENSITIES:
+        name = f"density {density:g}"
+        progress(name)
+        mask = BitMask.from_arrays([np.random.default_rng([seed, int(1e6 * density)]).random(weights) < density])
+        bound = entropy(mask.density[0])
+        for codec in (codecs.BITPACK, codecs.RANGE):
+            figures.append(_figure(name, codec, mask, None, bound))
+        figures += _general(name, mask, bound)
+    for share in FLIPS:
+        name = f"flips {share:g}"
+        progress(name)
+        *past, mask = correlated(weights, share, seed)
+        history = History(past[0], 0)
+        for round_, before in enumerate(past[1:], 1):
+            history = history.advanced(before, round_)
+        flips = mask ^ past[-1]
+        bound = entropy(flips.density[0])
+        for codec in (codecs.DELTA, codecs.CONTEXT):
+            figures.append(_figure(name, codec, mask, history, bound))
+        figures += _general(name, flips, bound)
+    return figures
+
+
+def _figure(name: str, codec: codecs.Codec, mask: BitMask, history: History | None, bound: float) -> Figure:
+    payload = codec.encode(mask, history)
+    if codec.decode(payload, mask.sizes, history) != mask:
+        raise AssertionError(f"{codec.name} is not lossless")
+    encode = _speed(lambda: codec.encode(mask, history), mask)
+    decode = _speed(lambda: codec.decode(payload, mask.sizes, history), mask)
+    return _made(name, codec.name, payload, mask, bound, encode, decode)
+
+
+def _general(name: str, mask: BitMask, bound: float) -> Iterator[Figure]:
+    """Measure codecs that others use: zstd on the packed bits, bitarray's sparse code."""
+    bits = mask.layers[0]
+    yield _made(name, "sc_encode", sc_encode(bits), mask, bound, _speed(lambda: sc_encode(bits), mask), None)
+    try:
+        import zstandard
+    except ImportError:
+        return
+    packed, level = mask.pack(), zstandard.ZstdCompressor(level=19)
+    coded = level.compress(packed)
+    decode = _speed(lambda: zstandard.ZstdDecompressor().decompress(coded), mask)
+    yield _made(name, "zstd -19", coded, mask, bound, _speed(lambda: level.compress(packed), mask), decode)
+
+
+def _made(
+    name: str, codec: str, payload: bytes, mask: BitMask, bound: float, encode: float, decode: float | None
+) -> Figure:
+    bits = 8 * len(payload) / sum(mask.sizes)
+    return Figure(name, codec, bits, bound, bits / bound, encode, decode)
+
+
+def _speed(function: Callable[[], object], mask: BitMask) -> float:
+    times = [time.perf_counter()]
+    for _ in range(REPEATS):
+        function()
+        times.append(time.perf_counter())
+    return sum(mask.sizes) / 1e6 / min(b - a for a, b in pairwise(times))
+
+
+def table(figures: list[Figure]) -> Table:
+    """Show the figures, bits beside the entropy of independent bits (or flips) of that density."""
+    shown = new_table("mask codecs", "masks", "codec", "bits/weight", "entropy", "ratio", "encode Mw/s", "decode Mw/s")
+    for f in figures:
+        decode = "–" if f.decode is None else f"{f.decode:.0f}"
+        shown.add_row(
+            f.masks, f.codec, f"{f.bits:.5f}", f"{f.entropy:.5f}", f"{f.ratio:.3f}", f"{f.encode:.0f}", decode
+        )
+    return shown
+
+
+def rows(figures: list[Figure]) -> list[dict[str, Any]]:
+    """Give the figures as plain rows for CSV and JSON."""
+    return [asdict(figure) for figure in figures]
+
+
+def write(figures: list[Figure], folder: Path) -> None:
+    """Write ``codec.csv`` and ``codec.json``; raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "codec.json").write_text(json.dumps(rows(figures), indent=2) + "\n", encoding="utf-8")
+        with (folder / "codec.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Figure)])
+            writer.writeheader()
+            writer.writerows(rows(figures))
+    except OSError as error:
+        raise OutputError(f"cannot write into {folder}: {error.strerror}") from None

@@ -1,0 +1,316 @@
+"""``dslth bench comm``: what communication costs and what it buys, each way to learn a row, one after the other.
+
+All rows share data split, model, rounds, seed, batches and local steps, and run as processes over ZeroMQ on free ports
+of this machine. Accuracy is on test samples of a peer's own classes; bytes are those sent by all peers together.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dslth import codecs
+from dslth.bench.baselines import Baseline, before_exchange
+from dslth.bench.entropy import ORDERS, mask_bits
+from dslth.bench.methods import METHODS, RATES
+from dslth.config import RunConfig
+from dslth.errors import ConfigError
+from dslth.events import Finished, Joined, RoundReport
+from dslth.launcher import run_local, run_one
+from dslth.learner import Learner
+from dslth.masks import BitMask, packed_size
+from dslth.report import amount, summarise
+from dslth.runfolder import RunFolder
+from dslth.topology import Topology
+
+__all__ = ["ROWS", "Figures", "Row", "chosen", "compare", "run_rows"]
+
+REFERENCE, YARDSTICK = "mce-bitpack", "dpsgd"
+"""The row whose masks the lossless ones must equal, and the one whose final accuracy the others are asked to reach."""
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _masks_file(folder: RunFolder, peer: int) -> Path:
+    return folder.path / "masks" / f"peer-{peer}.bits"
+
+
+def recorded(
+    peer: int, run: RunConfig, topology: Topology, folder: RunFolder, *rest: Any, lift: bool = True, **place: Any
+) -> Finished:
+    """Be a peer that keeps the packed masks that it sends, for their entropy.
+
+    Without ``lift`` its masks come from its own scores alone: no aggregation tensor, fine-tuning stays.
+    """
+    file = _masks_file(folder, peer)
+    file.parent.mkdir(exist_ok=True)
+
+    class Recording(Learner):
+        def local_update(self, round_: int) -> tuple[BitMask, float]:
+            mask, loss = super().local_update(round_)
+            with file.open("ab") as kept:
+                kept.write(mask.pack())
+            return mask, loss
+
+        def _lifts(self) -> list[Tensor]:
+            lifts = super()._lifts()
+            return lifts if lift else [torch.zeros_like(a) for a in lifts]
+
+    return run_one(peer, run, topology, folder, *rest, make_learner=Recording, **place)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to learn: what each peer is, and what it changes in the run's settings."""
+
+    name: str
+    what: str
+    be: Callable[..., Finished]
+    codec: str | None = None
+    algorithm: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, run: RunConfig) -> RunConfig:
+        """Give the run's settings for this row; peers listen on free ports."""
+        algorithm = run.experiment.algorithm.model_copy(update=self.algorithm)
+        changes = {"algorithm": algorithm, "codec": self.codec or run.experiment.codec}
+        return run.model_copy(update={"network": None, "experiment": run.experiment.model_copy(update=changes)})
+
+
+_ROWS = (
+    *(Row(f"mce-{codec}", f"MCE-PL, codec {codec}", recorded, codec=codec) for codec in (*codecs.BY_NAME, codecs.AUTO)),
+    Row("mce-alone", "MCE-PL without exchange", run_one, algorithm={"exchange": False}),
+    Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(recorded, lift=False)),
+    Row("mce-no-tune", "MCE-PL without fine-tuning", recorded, algorithm={"fine_tune_lr": 0.0}),
+    *(Row(name, (method.__doc__ or "").partition(":")[0], Baseline(name)) for name, method in METHODS.items()),
+)
+ROWS: Mapping[str, Row] = {row.name: row for row in _ROWS}
+
+
+def chosen(names: str | None) -> list[Row]:
+    """Give the rows of a list such as ``mce-auto,dpsgd``, all without one; ConfigError where one is not known."""
+    wanted = [name.strip() for name in names.split(",")] if names else list(ROWS)
+    for name in wanted:
+        if name not in ROWS:
+            raise ConfigError(f"--rows: there is no row {name!r}; there are {', '.join(ROWS)}")
+    return [row for row in ROWS.values() if row.name in wanted]
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one row. None: there is no such figure.
+
+    ``evaluated`` says when accuracy was taken: after the exchange, or, for baselines that are better so, before it,
+    after the local steps; ``accuracy_other`` is the other one. ``curve`` holds, by round, message bytes so far and mean
+    personal accuracy. ``bits`` are payload bits per weight, directed edge and round; ``bounds`` the entropies of the
+    same masks in the same unit, given the last one and the last two. Shares are of the time of a round, waiting
+    included, evaluation not. ``same_masks``: in each round each peer's mask has the digest of the bitpack run's.
+    """
+
+    row: str
+    what: str
+    lr: float | None
+    accuracy_personal: float
+    accuracy_worst: float
+    evaluated: str
+    accuracy_other: float | None
+    payload_bytes: int
+    message_bytes: int
+    link_bytes: int | None
+    encode_ms: float
+    decode_ms: float
+    encode_share: float
+    decode_share: float
+    missing: int
+    refused: int
+    seconds: float
+    curve: list[tuple[int, int, float]]
+    bits: list[float]
+    bounds: list[list[float]]
+    digests: dict[tuple[int, int], str]
+    same_masks: bool | None = None
+    message_bytes_to_target: int | None = None
+    message_bytes_to_dpsgd: int | None = None
+    to_dpsgd_ratio: float | None = None
+
+    @property
+    def late(self) -> int:
+        """The round from which on masks count as settled."""
+        rounds = len(self.bits)
+        return 10 if rounds >= 13 else min(3, rounds - 1)
+
+    def bits_from(self, round_: int) -> float:
+        """Give the mean bits from a round on."""
+        return fmean(self.bits[round_:])
+
+    def bound_from(self, round_: int, order: int) -> float | None:
+        """Give the mean entropy from a round on, given the last ``order`` masks."""
+        return fmean(given[ORDERS.index(order)] for given in self.bounds[round_:]) if self.bounds else None
+
+    def ratio_from(self, round_: int, order: int) -> float | None:
+        """Give how many times the entropy was spent."""
+        bound = self.bound_from(round_, order)
+        return self.bits_from(round_) / bound if bound else None
+
+    def bytes_to(self, accuracy: float) -> int | None:
+        """Give the message bytes after which the mean personal accuracy first was so high."""
+        return next((sent for _, sent, mean in self.curve if mean >= accuracy - 1e-9), None)
+
+    def record(self) -> dict[str, Any]:
+        """Give all figures by name: lists by round but the digests, and what follows from them."""
+        told = {key: value for key, value in vars(self).items() if key not in ("bits", "bounds", "digests")}
+        told |= {"bits_by_round": self.bits, "bounds_by_round": self.bounds, "late_from_round": self.late}
+        for name, start in (("", 0), ("late_", self.late)):
+            told[f"{name}bits_per_weight"] = self.bits_from(start)
+            for order in ORDERS:
+                told[f"{name}entropy_given_last_{order}"] = self.bound_from(start, order)
+                told[f"{name}ratio_to_entropy_given_last_{order}"] = self.ratio_from(start, order)
+        return told
+
+
+def measure(row: Row, folder: RunFolder, lr: float | None) -> Figures:
+    """Work out a row's figures from its run folder."""
+    summary, events = summarise(folder), folder.events()
+    joined = [event for said in events.values() for event in said if isinstance(event, Joined)]
+    reports = [event for said in events.values() for event in said if isinstance(event, RoundReport)]
+    by_round = [[report for report in reports if report.round == number] for number in range(summary["rounds"])]
+    edges_weights = max(1, summary["directed_edges"] * summary["masked_weights"])
+    hellos = sum(_sent(event)[1] for event in joined)
+    sent = list(accumulate((sum(_sent(report)[1] for report in step) for step in by_round), initial=hellos))
+    points = {
+        "after exchange": [(n, sent[n + 1], shares) for n, step in enumerate(by_round) if (shares := _told(step))]
+    }
+    if before := _before(folder, joined):
+        points["before exchange"] = [(number, sent[number], shares) for number, shares in before.items()]
+    ends = {when: path[-1][2] for when, path in points.items()}
+    best, *others = sorted(ends, key=lambda when: -fmean(ends[when]))
+    seconds = Counter[str]()
+    for report in reports:
+        seconds.update(report.seconds.model_dump(exclude={"evaluate"}))
+    return Figures(
+        row=row.name,
+        what=row.what,
+        lr=lr,
+        accuracy_personal=fmean(ends[best]),
+        accuracy_worst=min(ends[best]),
+        evaluated=best,
+        accuracy_other=fmean(ends[others[0]]) if others else None,
+        payload_bytes=summary["payload_bytes_sent"],
+        message_bytes=summary["message_bytes_sent"],
+        link_bytes=summary["link_bytes_sent"],
+        encode_ms=1000 * seconds["encode"] / len(reports),
+        decode_ms=1000 * seconds["decode"] / len(reports),
+        encode_share=seconds["encode"] / seconds.total(),
+        decode_share=seconds["decode"] / seconds.total(),
+        missing=sum(peer["missing"] for peer in summary["peers"]),
+        refused=sum(sum(peer["refused"].values()) for peer in summary["peers"]),
+        seconds=summary["seconds"],
+        curve=[(number, spent, fmean(shares)) for number, spent, shares in points[best]],
+        bits=[8 * sum(_sent(report)[0] for report in step) / edges_weights for step in by_round],
+        bounds=_bounds(folder, joined, edges_weights),
+        digests={(report.peer, report.round): report.mask_digest for report in reports},
+    )
+
+
+def _sent(event: Joined | RoundReport) -> tuple[int, int]:
+    """Give payload and message bytes that an event reports."""
+    links = event.links.values()
+    return sum(link.payload_sent for link in links), sum(link.message_sent for link in links)
+
+
+def _told(step: Sequence[RoundReport]) -> list[float]:
+    """Give the peers' personal accuracies of a round, none where it was not evaluated."""
+    return [report.accuracy_personal for report in step if report.accuracy_personal is not None]
+
+
+def _before(folder: RunFolder, joined: Sequence[Joined]) -> dict[int, list[float]]:
+    """Give the peers' personal accuracies before the exchange by round; empty where nobody wrote them."""
+    shares: dict[int, list[float]] = {}
+    for event in joined:
+        if (file := before_exchange(folder, event.peer)).exists():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                round_, personal, _ = json.loads(line)
+                shares.setdefault(round_, []).append(personal)
+    return shares
+
+
+def _bounds(folder: RunFolder, joined: Sequence[Joined], edges_weights: int) -> list[list[float]]:
+    """Give, by round, the masks' entropies in bits per weight, each mask as often as it has receivers."""
+    total: NDArray[np.float64] | None = None
+    for event in joined:
+        if (file := _masks_file(folder, event.peer)).exists():
+            packed, size = file.read_bytes(), packed_size(event.sizes)
+            chunks = (packed[start : start + size] for start in range(0, len(packed), size))
+            bits = mask_bits(BitMask.unpack(chunk, event.sizes).arrays() for chunk in chunks)
+            total = len(event.neighbours) * np.array(bits) + (0 if total is None else total)
+    return [] if total is None else (total / edges_weights).tolist()
+
+
+# --- all rows -------------------------------------------------------------------------------------------------------
+
+
+def run_rows(
+    rows: Sequence[Row],
+    run: RunConfig,
+    topology: Topology,
+    folder: Path,
+    *,
+    tune: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Figures]:
+    """Run rows one after the other and give their figures; ends early where a run is interrupted.
+
+    With ``tune`` a baseline runs at each rate of RATES, and the one that ends with the best personal accuracy counts.
+    """
+    for row in rows:
+        tries: list[Figures] = []
+        method = METHODS.get(row.name)
+        for lr in RATES if tune and method else [method.lr if method else None]:
+            be = replace(row.be, lr=lr) if isinstance(row.be, Baseline) else row.be
+            place = RunFolder(folder / (row.name if lr is None else f"{row.name}-{lr:g}"))
+            settings = row.settings(run)
+            if run_local(settings, topology, place, be=be).interrupted:
+                return
+            figures = measure(row, place, lr)
+            shutil.rmtree(place.path / "masks", ignore_errors=True)
+            say(
+                f"{place.path.name}: personal accuracy {100 * figures.accuracy_personal:.1f} %, "
+                f"messages {amount(figures.message_bytes)}, {figures.seconds:.1f} s"
+            )
+            tries.append(figures)
+        yield max(tries, key=lambda figures: figures.accuracy_personal)
+
+
+def compare(measured: Sequence[Figures], target: float | None) -> list[Figures]:
+    """Fill in what takes two rows: whether masks are the same, and what it takes to get as far as D-PSGD."""
+    by_name = {figures.row: figures for figures in measured}
+    reference, yardstick = by_name.get(REFERENCE), by_name.get(YARDSTICK)
+    least = yardstick.bytes_to(yardstick.accuracy_personal) if yardstick else None
+    compared = []
+    for figures in measured:
+        lossless = ROWS[figures.row].codec is not None and reference is not None
+        reached = figures.bytes_to(yardstick.accuracy_personal) if yardstick else None
+        compared.append(
+            replace(
+                figures,
+                same_masks=figures.digests == reference.digests if lossless and reference else None,
+                message_bytes_to_target=None if target is None else figures.bytes_to(target),
+                message_bytes_to_dpsgd=reached,
+                to_dpsgd_ratio=None if reached is None or not least else reached / least,
+            )
+        )
+    return compared

@@ -1,0 +1,143 @@
+"""The benchmark's results for people and programs: two tables, CSV, JSON, Markdown, two plots."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from dslth.bench.comm import Figures
+from dslth.bench.entropy import ORDERS
+from dslth.errors import OutputError
+from dslth.report import amount
+
+__all__ = ["as_json", "plot", "tables", "write"]
+
+
+class _Sheet(NamedTuple):
+    title: str
+    note: str
+    columns: Mapping[str, Callable[[Figures], str]]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    """Write three significant digits."""
+    return "–" if value is None else f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.5f}"
+
+
+def _sheets(measured: Sequence[Figures], target: float | None) -> tuple[_Sheet, _Sheet]:
+    late = measured[0].late
+    learned: dict[str, Callable[[Figures], str]] = {
+        "row": lambda f: f.row + "*" * (f.evaluated == "before exchange"),
+        "personal": lambda f: _percent(f.accuracy_personal),
+        "worst": lambda f: _percent(f.accuracy_worst),
+        "payload": lambda f: amount(f.payload_bytes),
+        "messages": lambda f: amount(f.message_bytes),
+        "link": lambda f: amount(f.link_bytes),
+        "bits": lambda f: _number(f.bits_from(0)),
+        "to D-PSGD": lambda f: amount(f.message_bytes_to_dpsgd),
+        "ratio": lambda f: _number(f.to_dpsgd_ratio),
+    }
+    note = (
+        "Personal accuracy at the end, mean and worst peer (* taken before the exchange, where that is better); bytes "
+        "sent by all peers; payload bits per weight, directed edge and round; message bytes until the mean is what "
+        "D-PSGD ends with, and their ratio to D-PSGD's own."
+    )
+    if target is not None:
+        learned[f"to {100 * target:g} %"] = lambda f: amount(f.message_bytes_to_target)
+    coded: dict[str, Callable[[Figures], str]] = {
+        "row": lambda f: f.row,
+        "bits": lambda f: _number(f.bits_from(0)),
+        f"from {late}": lambda f: _number(f.bits_from(late)),
+        "H1": lambda f: _number(f.bound_from(late, 1)),
+        "of H1": lambda f: _number(f.ratio_from(late, 1)),
+        "H2": lambda f: _number(f.bound_from(late, 2)),
+        "of H2": lambda f: _number(f.ratio_from(late, 2)),
+        "encode": lambda f: f"{f.encode_ms:.1f} ms {100 * f.encode_share:.0f} %",
+        "decode": lambda f: f"{f.decode_ms:.1f} ms {100 * f.decode_share:.0f} %",
+        "same": lambda f: {True: "yes", False: "NO", None: "–"}[f.same_masks],
+    }
+    what = (
+        f"Payload bits per weight, of all rounds and from round {late} on; H1, H2: entropy of the same masks given the "
+        "last one and the last two, and how many times that was spent; encode and decode: time a round and peer, and "
+        "its share of the round; same: masks equal the bitpack run's in every round of every peer."
+    )
+    return _Sheet("accuracy and bytes", note, learned), _Sheet("coding", what, coded)
+
+
+def tables(measured: Sequence[Figures], target: float | None) -> list[Table]:
+    """Make the two tables for a terminal of 100 columns."""
+    made = []
+    for sheet in _sheets(measured, target):
+        table = Table(
+            title=sheet.title, title_justify="left", title_style="bold", caption=sheet.note, caption_justify="left",
+            pad_edge=False, box=SIMPLE_HEAD, padding=(0, 0, 0, 1),
+        )  # fmt: skip
+        for number, name in enumerate(sheet.columns):
+            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        for figures in measured:
+            table.add_row(*(cell(figures) for cell in sheet.columns.values()))
+        made.append(table)
+    return made
+
+
+def as_json(measured: Sequence[Figures], settings: Mapping[str, Any], target: float | None) -> dict[str, Any]:
+    """Give everything, as ``--json`` prints it."""
+    return {"settings": dict(settings), "target": target, "rows": [figures.record() for figures in measured]}
+
+
+def write(measured: Sequence[Figures], settings: Mapping[str, Any], target: float | None, folder: Path) -> None:
+    """Write ``comm.json``, ``comm.csv`` (what is one value only) and ``comm.md``; raises OutputError."""
+    records = [figures.record() for figures in measured]
+    flat = [{key: value for key, value in record.items() if not isinstance(value, list)} for record in records]
+    lines = []
+    for sheet in _sheets(measured, target):
+        cells = [list(sheet.columns), ["---", *["---:"] * (len(sheet.columns) - 1)]]
+        cells += [[cell(figures) for cell in sheet.columns.values()] for figures in measured]
+        lines += [*("| " + " | ".join(row) + " |" for row in cells), "", sheet.note, ""]
+    try:
+        text = json.dumps(as_json(measured, settings, target), indent=1)
+        (folder / "comm.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "comm.md").write_text("\n".join(lines), encoding="utf-8")
+        with (folder / "comm.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(flat[0]))
+            writer.writeheader()
+            writer.writerows(flat)
+    except OSError as error:
+        raise OutputError(f"cannot write into {folder}: {error.strerror}") from None
+
+
+def plot(measured: Sequence[Figures], folder: Path) -> bool:
+    """Draw ``accuracy.png`` and ``bits.png``; False, and nothing drawn, without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    grown, spent = (Figure(figsize=(8, 5), layout="constrained") for _ in range(2))
+    accuracy = grown.add_subplot(
+        xscale="log", xlabel="message bytes sent by all peers", ylabel="mean personal accuracy"
+    )
+    bits = spent.add_subplot(yscale="log", xlabel="round", ylabel="payload bits per weight and directed edge")
+    for number, figures in enumerate(measured):
+        style: dict[str, Any] = {"color": f"C{number % 10}", "linestyle": "-" if figures.bounds else "--"}
+        points = [(sent, mean) for _, sent, mean in figures.curve if sent]
+        if points:
+            accuracy.plot(*zip(*points, strict=True), label=figures.row, marker=".", markersize=4, **style)
+            bits.plot(figures.bits, label=figures.row, **style)
+        else:
+            accuracy.axhline(figures.accuracy_personal, label=f"{figures.row} (end)", **style | {"linestyle": ":"})
+    bounds = next((figures.bounds for figures in measured if figures.bounds), [])
+    for order, values in zip(ORDERS, zip(*bounds, strict=True), strict=False):
+        bits.plot(values, label=f"entropy, last {order}", color="0.4", linestyle=":" if order == 1 else "-.")
+    for figure, axes, name in ((grown, accuracy, "accuracy.png"), (spent, bits, "bits.png")):
+        axes.grid(visible=True, alpha=0.3)
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+        figure.savefig(folder / name, dpi=150)
+    return True
