@@ -135,7 +135,7 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _spark(values: Sequence[float], width: int = 10) -> str:
+def _spark(values: Sequence[float], width: int = 9) -> str:
     """Draw shares in 0 .. 1 as a row of bars, the last one at the right."""
     step = max(1, len(values) / width)
     points = [values[min(len(values) - 1, int((i + 1) * step) - 1)] for i in range(min(width, len(values)))]
@@ -249,7 +249,7 @@ def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Table:
             "link": [amount(peer["link_bytes_sent"]) for peer in peers],
             "missing": [str(peer["missing"] or "") for peer in peers],
             "refused": refused,
-            "ticket": [(peer["mask_digest"] or "–")[:7] for peer in peers],
+            "ticket": [(peer["mask_digest"] or "–")[:6] for peer in peers],
         },
     )
 

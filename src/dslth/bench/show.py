@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from dslth.bench.comm import Figures
 from dslth.bench.entropy import ORDERS
 from dslth.errors import OutputError
-from dslth.report import amount
+from dslth.report import amount, new_table
 
 __all__ = ["as_json", "plot", "tables", "write"]
 
@@ -76,12 +75,8 @@ def tables(measured: Sequence[Figures], target: float | None) -> list[Table]:
     """Make the two tables for a terminal of 100 columns."""
     made = []
     for sheet in _sheets(measured, target):
-        table = Table(
-            title=sheet.title, title_justify="left", title_style="bold", caption=sheet.note, caption_justify="left",
-            pad_edge=False, box=SIMPLE_HEAD, padding=(0, 0, 0, 1),
-        )  # fmt: skip
-        for number, name in enumerate(sheet.columns):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table = new_table(sheet.title, *sheet.columns)
+        table.caption, table.caption_justify = sheet.note, "left"
         for figures in measured:
             table.add_row(*(cell(figures) for cell in sheet.columns.values()))
         made.append(table)
@@ -117,6 +112,7 @@ def write(measured: Sequence[Figures], settings: Mapping[str, Any], target: floa
 def plot(measured: Sequence[Figures], folder: Path) -> bool:
     """Draw ``accuracy.png`` and ``bits.png``; False, and nothing drawn, without matplotlib."""
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         return False
@@ -126,9 +122,10 @@ def plot(measured: Sequence[Figures], folder: Path) -> bool:
     )
     bits = spent.add_subplot(yscale="log", xlabel="round", ylabel="payload bits per weight and directed edge")
     for number, figures in enumerate(measured):
-        style: dict[str, Any] = {"color": f"C{number % 10}", "linestyle": "-" if figures.bounds else "--"}
-        points = [(sent, mean) for _, sent, mean in figures.curve if sent]
-        if points:
+        style: dict[str, Any] = {"color": colormaps["tab20"](number), "linestyle": "-" if figures.bounds else "--"}
+        if figures.payload_bytes:  # before the first exchange there were hellos only
+            first = figures.evaluated == "before exchange" and not figures.curve[0][0]
+            points = [(sent, mean) for _, sent, mean in figures.curve[first:]]
             accuracy.plot(*zip(*points, strict=True), label=figures.row, marker=".", markersize=4, **style)
             bits.plot(figures.bits, label=figures.row, **style)
         else:
@@ -138,6 +135,7 @@ def plot(measured: Sequence[Figures], folder: Path) -> bool:
         bits.plot(values, label=f"entropy, last {order}", color="0.4", linestyle=":" if order == 1 else "-.")
     for figure, axes, name in ((grown, accuracy, "accuracy.png"), (spent, bits, "bits.png")):
         axes.grid(visible=True, alpha=0.3)
+        axes.margins(x=0.02)
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
         figure.savefig(folder / name, dpi=150)
     return True
