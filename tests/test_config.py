@@ -39,7 +39,7 @@ def test_a_small_file_gets_all_defaults(file: Path) -> None:
     assert run.device(3) == config.PeerConfig()
     experiment = run.experiment
     found = (experiment.seed, experiment.preset, experiment.model.name, experiment.codec)
-    assert found == (1, "signed", "mlp", "bitpack")
+    assert found == (1, "signed", "mlp", "auto")
     assert experiment.data.partition == config.ClassesPartition(kind="classes", classes_per_peer=4)
 
 

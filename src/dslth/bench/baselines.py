@@ -28,7 +28,7 @@ from dslth.topology import Topology
 from dslth.transport import Delivery, Transport
 from dslth.transport.zeromq import ZeroMqTransport
 
-__all__ = ["Baseline", "before_exchange", "read_header"]
+__all__ = ["Baseline", "Loop", "before_exchange", "read_header"]
 
 TICK = 0.2
 LEAVE_SECONDS = 5.0
@@ -62,7 +62,7 @@ class Baseline:
         try:
             addresses = meet(transport.listen(listen))
             outputs += [sinks.JsonLines(folder.reports(peer)), sinks.Push(reports)]
-            loop = _Loop(peer, run.experiment, method, transport, outputs, stop)
+            loop = Loop(peer, run.experiment, method, transport, outputs, stop)
             loop.join(addresses, join_timeout)
             with before_exchange(folder, peer).open("w", encoding="utf-8") as before:
                 return loop.play(before)
@@ -73,7 +73,7 @@ class Baseline:
 
 
 @dataclass
-class _Loop:
+class Loop:
     """One peer in synchronous rounds: local steps, send, gather until the run's deadline, absorb, evaluate, report."""
 
     peer: int

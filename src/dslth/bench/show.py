@@ -133,6 +133,7 @@ def plot(measured: Sequence[Figures], folder: Path) -> bool:
     bounds = next((figures.bounds for figures in measured if figures.bounds), [])
     for order, values in zip(ORDERS, zip(*bounds, strict=True), strict=False):
         bits.plot(values, label=f"entropy, last {order}", color="0.4", linestyle=":" if order == 1 else "-.")
+    bits.locator_params(axis="x", integer=True)
     for figure, axes, name in ((grown, accuracy, "accuracy.png"), (spent, bits, "bits.png")):
         axes.grid(visible=True, alpha=0.3)
         axes.margins(x=0.02)
