@@ -82,6 +82,7 @@ def comm(
         compared = comm.compare(measured, target)
         show.write(compared, settings.model_dump(mode="json"), target, folder)
     if not measured:
+        err.print("interrupted before the first row was done", highlight=False)
         raise typer.Exit(130)
     if not show.plot(compared, folder):
         err.print("note: no plots, they need matplotlib: pip install 'dslth[plot]'", highlight=False)
