@@ -1,14 +1,9 @@
 """What several test files share: small runs, and peers as real processes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import yaml
 
-ENV = {key: value for key, value in os.environ.items() if not key.startswith(("DSLTH", "COLUMNS"))}
+from processes import Commands
 
 
 @pytest.fixture
@@ -28,42 +23,6 @@ def topology_file(tmp_path):
         return path
 
     return write
-
-
-class Commands:
-    """Runs dslth's commands as processes of their own, and leaves none behind."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.started = []
-
-    def start(self, command, *arguments, **options):
-        code = "main" if command == "dslth" else "peer_main"
-        line = [sys.executable, "-c", f"import sys; from dslth.cli import {code}; sys.argv[0] = {command!r}; {code}()"]
-        process = subprocess.Popen(
-            [*line, *map(str, arguments)],
-            cwd=self.folder,
-            env=ENV | options.pop("env", {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            **options,
-        )
-        self.started.append(process)
-        return process
-
-    def run(self, command, *arguments, timeout=120, **options):
-        process = self.start(command, *arguments, **options)
-        stdout, stderr = process.communicate(timeout=timeout)
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-    def end(self):
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -18,7 +19,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Commands
 from dslth import config, sinks, topology
 from dslth.bench import comm, show
 from dslth.bench.baselines import Loop, read_header
@@ -270,11 +270,11 @@ def benchmark(tmp_path_factory):
     (folder / "small.yaml").write_text(
         "graph: {kind: ring, peers: 3}\nexperiment: {rounds: 3, seed: 7, model: {name: mlp}}\n"
     )
-    commands = Commands(folder)
-    try:
-        done = commands.run("dslth", "bench", "comm", "-t", "small.yaml", "--target", "0.5", "--out", "out")
-    finally:
-        commands.end()
+    line = "import sys; from dslth.cli import main; sys.argv[0] = 'dslth'; main()"
+    arguments = ["bench", "comm", "-t", "small.yaml", "--target", "0.5", "--out", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", line, *arguments], cwd=folder, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     return folder / "out", done
 
