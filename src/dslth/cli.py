@@ -29,13 +29,22 @@ app = typer.Typer(
     help="Decentralised learning in which peers exchange nothing but binary masks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in help texts are brackets
     context_settings=HELP,
     add_completion=False,
 )
-topology_app = typer.Typer(help="Look at topology and graph files.", no_args_is_help=True, context_settings=HELP)
+topology_app = typer.Typer(
+    help="Look at topology and graph files.", no_args_is_help=True, context_settings=HELP, rich_markup_mode=None
+)
 app.add_typer(topology_app, name="topology")
 app.add_typer(bench_app, name="bench")
-peer_app = typer.Typer(name="dslth-peer", pretty_exceptions_enable=False, context_settings=HELP, add_completion=False)
+peer_app = typer.Typer(
+    name="dslth-peer",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=HELP,
+    add_completion=False,
+)
 
 out = Console()
 err = Console(stderr=True)

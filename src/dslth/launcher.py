@@ -277,7 +277,7 @@ class _Processes:
                         self._write_trace(peer, said)
                     else:
                         self._listening[peer] = said
-            except EOFError:
+            except (EOFError, OSError):  # it has ended
                 del self._pipes[peer]
         if len(self._listening) == len(self._processes):
             book = [self._listening[peer] for peer in sorted(self._listening)]
