@@ -1,5 +1,6 @@
 """One real peer over a real socket; the test is its neighbour, well-behaved or not."""
 
+import socket
 import threading
 
 import numpy as np
@@ -195,6 +196,29 @@ def test_garbage_connections_and_frames_change_nothing(scene):
     assert sum(refused.values()) == 500
     assert set(refused) <= set(Refusal)
     assert s.events[-1].mask_digest == clean.events[-1].mask_digest
+
+
+def test_raw_bytes_on_the_port_change_nothing(scene):
+    s = scene(rounds=1)
+    where = ("127.0.0.1", int(s.address.rpartition(":")[2]))
+    rng = np.random.default_rng(1)
+    for raw in (b"\x01\x00\x02\x00a", b"\xff" + bytes(8) + b"\x7f", *(rng.bytes(200) for _ in range(30))):
+        with socket.create_connection(where) as stranger:
+            stranger.sendall(raw)
+    s.join()
+    s.hear(Kind.MASK)
+    with socket.create_connection(where) as old:  # a whole message in ZMTP 1
+        old.sendall(b"\x01\x00\x02\x00a")
+        s.say_mask(0)
+        s.say(wire.bye(s.me.digest, 1, 1))
+        assert s.finish().rounds_completed == 1
+    assert s.error is None
+
+
+def test_a_bye_of_another_run_is_refused(scene):
+    s = scene(rounds=1)
+    assert refused_after(s, wire.bye(bytes(16), 1, 5)) == {"wrong-run": 1}
+    assert s.rounds[0].missing == ()
 
 
 def test_whoever_sends_too_much_is_cut_off(scene):

@@ -9,7 +9,7 @@ __all__ = ["Event", "Finished", "Joined", "LinkStats", "RoundReport", "Seconds",
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class LinkStats(_Record):

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -240,6 +241,9 @@ class _Processes:
         reports = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server loads torch: Ctrl-C must not cut into that
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, ours)
         self._failures: dict[int, _Failure] = {}
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, BaseProcess] = {}

@@ -209,7 +209,11 @@ class Peer:
                     f"peer {self.place.peer} waited {self.place.join_timeout:g} s for "
                     + ", ".join(f"peer {other} at {self.place.addresses[other]}" for other in sorted(missing))
                     + "; start them, mend their addresses, or raise --join-timeout"
-                    + (f" (refused so far: {dict(self._refused)})" if self._refused else "")
+                    + (
+                        f" (refused so far: {', '.join(f'{why} {n}' for why, n in self._refused.items())})"
+                        if self._refused
+                        else ""
+                    )
                 )
             self._take(self._transport.receive(min(deadline - now, TICK)))
 
@@ -296,6 +300,8 @@ class Peer:
             case Kind.REFUSED if from_its_address:
                 self._differs[sender] = wire.differences(self._identity, wire.read_refusal(payload))
             case Kind.BYE if sender in self._greeted:
+                if header.tag != wire.tag(self._me.digest):
+                    raise Refused(Refusal.WRONG_RUN)
                 self._awaited.discard(sender)
             case _:
                 raise Refused(Refusal.STRANGER)
@@ -398,7 +404,7 @@ class Peer:
                 seconds=Seconds(**self._clock.spent),
                 missing=tuple(sorted(self._edges.keys() - received.keys())) if exchanges else (),
                 refused=dict(self._refused),
-                memory_bytes=psutil.Process().memory_info().rss,
+                memory_bytes=_memory(),
             )
         )
 
@@ -417,3 +423,11 @@ class Peer:
                 )
         before, self._reported = self._reported, now
         return {neighbour: stats - before[neighbour] for neighbour, stats in now.items()}
+
+
+def _memory() -> int:
+    """Give the resident memory of this process, in bytes; 0 where strangers' connections use up all descriptors."""
+    try:
+        return int(psutil.Process().memory_info().rss)
+    except (OSError, psutil.Error):
+        return 0

@@ -42,7 +42,15 @@ class RunFolder:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = Path("runs") / f"{Path(topology).stem}-{stamp}"
         tries = [name, *(Path(f"{name}-{i}") for i in range(2, 100))]
-        return cls(next(path for path in tries if not path.exists()))
+        for path in tries:
+            try:
+                path.mkdir(parents=True)  # claimed at once: two runs may start in the same second
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise OutputError(f"cannot make {path}: {error.strerror}; choose another folder with --out") from None
+            return cls(path)
+        raise OutputError(f"there are {len(tries)} folders like {name}; choose another with --out")
 
     def reports(self, peer: int) -> Path:
         """Where a peer's reports go."""

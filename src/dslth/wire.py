@@ -186,7 +186,16 @@ def _sealed(
     depth: int = 0,
     held: int | None = None,
 ) -> bytes:
-    fields = (VERSION, int(kind), tag(digest), sender, round_, 0 if held is None else 1 + round_ - held, codec, depth)
+    fields = (
+        VERSION,
+        int(kind),
+        tag(digest),
+        sender,
+        round_,
+        0 if held is None else max(1, 1 + round_ - held),
+        codec,
+        depth,
+    )
     packed: bytes = msgpack.packb((*fields, _check(fields, content)))
     return packed
 

@@ -148,7 +148,10 @@ class ZeroMqTransport:
             self._read_monitors()
         if self._router in ready:
             name, *frames = self._router.recv_multipart(copy=False)
-            fd = int(frames[0].get(zmq.SRCFD)) if frames else -1
+            try:
+                fd = int(frames[0].get(zmq.SRCFD)) if frames else -1
+            except zmq.ZMQError:  # whoever speaks ZMTP 1 leaves no such word
+                fd = -1
             return Delivery([frame.bytes for frame in frames], _Route(name.bytes, fd))
         for neighbour, dealer in self._dealers.items():
             if dealer in ready:
@@ -175,6 +178,8 @@ class ZeroMqTransport:
 
     def _track(self, neighbour: int, fd: int, here: int | None = None, there: int | None = None) -> None:
         """Count a connection to a neighbour, unless it is gone by now and its descriptor another connection's."""
+        if fd < 0:
+            return
         connection = _Connection(fd)
         known = [other.ends for connections in self._connections.values() for other in connections]
         if connection.ends is None or connection.ends in known:
