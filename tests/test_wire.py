@@ -98,7 +98,8 @@ def test_arbitrary_msgpack_is_no_hello_and_no_refusal_unless_it_is_one(content):
 @given(st.binary(max_size=300))
 def test_arbitrary_payloads_never_raise_anything_else(payload):
     for reader in (wire.read_hello, wire.read_refusal):
-        assert refusal_of(reader, payload) in Refusal
+        with contextlib.suppress(Refused):
+            reader(payload)
 
 
 @settings(max_examples=300)
