@@ -4,8 +4,9 @@ from bitarray.util import sc_encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dslth import codecs
-from dslth.codecs import BY_ID, BY_NAME, Decoder, Encoder, History, encode
+from dslth import codecs, config
+from dslth.codecs import BY_ID, BY_NAME, Decoder, Encoder, Forecast, History, encode
+from dslth.learner import Learner
 from dslth.masks import BitMask, packed_size
 
 SIZES = (13, 640, 7, 1)
@@ -28,8 +29,15 @@ def walk(seed, steps, share=0.02, sizes=SIZES, density=0.5):
     return masks
 
 
-def history_of(masks):
-    history = History(masks[0], 0)
+def forecast_of(sizes, seed=None):
+    """A forecast from random first scores; without a seed nothing is known of them."""
+    rng = np.random.default_rng(seed)
+    magnitudes = [np.zeros(n, np.float32) if seed is None else rng.random(n, np.float32) for n in sizes]
+    return Forecast(magnitudes, [n // 2 for n in sizes])
+
+
+def history_of(masks, seed=None):
+    history = History(forecast_of(masks[0].sizes, seed), masks[0], 0)
     for round_, mask in enumerate(masks[1:], 1):
         history = history.advanced(mask, round_)
     return history
@@ -49,16 +57,23 @@ def test_every_wire_id_has_its_codec():
 @given(seeds, shares, shares, st.integers(1, 12))
 def test_what_is_decoded_is_what_was_encoded(codec, seed, density, share, steps):
     *past, mask = walk(seed, steps, share, density=density)
-    payload = codec.encode(mask, history_of(past))
-    assert codec.decode(payload, SIZES, history_of(past)) == mask
+    payload = codec.encode(mask, history_of(past, seed))
+    assert codec.decode(payload, history_of(past, seed)) == mask
+
+
+@ALL
+@given(seeds, shares)
+def test_a_first_mask_builds_on_the_forecast(codec, seed, density):
+    mask, forecast = drawn(seed, density), forecast_of(SIZES, seed)
+    assert codec.decode(codec.encode(mask, History(forecast)), History(forecast)) == mask
 
 
 @ALL
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=4), seeds)
 def test_layers_of_any_size(codec, sizes, seed):
     *past, mask = walk(seed, 3, 0.2, sizes)
-    payload = codec.encode(mask, history_of(past))
-    assert codec.decode(payload, sizes, history_of(past)) == mask
+    payload = codec.encode(mask, history_of(past, seed))
+    assert codec.decode(payload, history_of(past, seed)) == mask
 
 
 @ALL
@@ -66,41 +81,48 @@ def test_layers_of_any_size(codec, sizes, seed):
 @given(st.binary(max_size=120), seeds)
 def test_arbitrary_payloads_give_a_mask_or_a_value_error(codec, payload, seed):
     try:
-        mask = codec.decode(payload, SIZES, history_of(walk(seed, 4)))
+        mask = codec.decode(payload, history_of(walk(seed, 4), seed))
     except ValueError:
         return
     assert mask.sizes == SIZES
 
 
-@ALL
-def test_a_history_of_other_sizes_is_refused(codec):
-    mask = drawn(1, 0.5)
-    payload = codec.encode(mask, history_of(walk(0, 2)))
-    if codec.builds_on:
-        for history in (None, history_of(walk(0, 2, sizes=(5, 5)))):
-            with pytest.raises(ValueError, match="not there"):
-                codec.decode(payload, SIZES, history)
-    else:
-        assert codec.decode(payload, SIZES, None) == mask
-
-
 @given(seeds, shares, shares, st.integers(0, 10))
 def test_auto_is_the_shortest_and_never_longer_than_bitpack(seed, density, share, steps):
     *past, mask = walk(seed, steps, share, density=density)
-    history = history_of(past) if past else None
+    history = history_of(past, seed) if past else History(forecast_of(SIZES, seed))
     codec, payload = encode(mask, history, "auto")
-    assert codec.decode(payload, SIZES, history) == mask
+    assert codec.decode(payload, history) == mask
     assert len(payload) <= packed_size(SIZES)
-    others = [c for c in BY_NAME.values() if not c.builds_on or history]
-    if history:
-        others.remove(codecs.RANGE)
+    others = set(BY_NAME.values()) - ({codecs.RANGE} if past else set())
     assert len(payload) == min(len(c.encode(mask, history)) for c in others)
 
 
-@pytest.mark.parametrize("name", ["delta", "context"])
-def test_without_a_past_a_key_frame_is_sent(name):
-    codec, _ = encode(drawn(3, 0.3), None, name)
-    assert codec is codecs.RANGE
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=3), seeds, st.data())
+def test_a_forecast_keeps_the_largest_scores_and_splits_every_weight_into_a_group(sizes, seed, data):
+    rng = np.random.default_rng(seed)
+    magnitudes = [(rng.integers(0, 20, n) / 20).astype(np.float32) for n in sizes]  # many alike
+    ones = [data.draw(st.integers(0, n)) for n in sizes]
+    forecast = Forecast(magnitudes, ones)
+    assert forecast.mask.ones == tuple(ones)
+    for layer, m in zip(forecast.mask.arrays(), magnitudes, strict=True):
+        kept, dropped = m[layer == 1], m[layer == 0]
+        assert not (kept.size and dropped.size) or kept.min() >= dropped.max()
+    mask = drawn(seed, 0.3, sizes)
+    groups = forecast.split(mask)
+    assert len(groups) == codecs.GROUPS * len(sizes)
+    assert forecast.join(groups) == mask
+
+
+def test_a_forecast_saves_where_weights_near_the_threshold_flip():
+    rng = np.random.default_rng(4)
+    magnitudes = [rng.random(50_000).astype(np.float32)]
+    knowing, blind = Forecast(magnitudes, [25_000]), Forecast([np.zeros(50_000, np.float32)], [25_000])
+    near = np.abs(magnitudes[0] - 0.5) < 0.1
+    flips = near & (rng.random(50_000) < 0.3)
+    mask = BitMask.from_arrays([knowing.mask.arrays()[0].astype(bool) ^ flips])
+    start = History(blind, knowing.mask, 0)
+    assert len(codecs.DELTA.encode(mask, History(knowing))) < 0.65 * len(codecs.DELTA.encode(mask, start))
 
 
 def entropy(p):
@@ -111,14 +133,14 @@ def entropy(p):
 def test_range_is_within_a_percent_of_the_entropy(density):
     mask = drawn(5, density, (200_000,))
     bound = 200_000 * entropy(mask.density[0]) / 8
-    assert bound <= len(codecs.RANGE.encode(mask, None)) + 4
-    assert len(codecs.RANGE.encode(mask, None)) < 1.01 * bound + 8
+    assert bound <= len(codecs.RANGE.encode(mask, history_of([mask]))) + 4
+    assert len(codecs.RANGE.encode(mask, history_of([mask]))) < 1.01 * bound + 8
 
 
 @pytest.mark.parametrize("share", [0.0005, 0.002, 0.01, 0.05])
 def test_delta_is_within_three_percent_of_the_entropy_of_flips_and_beats_sparse_codes(share):
     before, after = walk(6, 1, share, (400_000,))
-    payload = codecs.DELTA.encode(after, History(before, 0))
+    payload = codecs.DELTA.encode(after, history_of([before]))
     flips = (before ^ after).layers[0]
     assert len(payload) < 1.03 * 400_000 * entropy(flips.count() / 400_000) / 8 + 8
     assert len(payload) < 0.9 * len(sc_encode(flips))
@@ -177,4 +199,13 @@ def test_payloads_do_not_depend_on_anything_but_masks():
     *past, mask = walk(9, 12, 0.03)
     payload = codecs.CONTEXT.encode(mask, history_of(past))
     assert payload == codecs.CONTEXT.encode(mask, history_of(past))
-    assert (len(payload), payload[:8].hex()) == (15, "ada3ead7b2f0d32d")
+    assert (len(payload), payload[:8].hex()) == (15, "c08bf0f5874476d1")
+
+
+def test_the_forecast_of_a_run_is_the_same_on_every_machine():
+    run = config.load("ring")
+    learner = Learner(3, 10, run.experiment, run.device(3))
+    forecast = learner.forecast(7, learner.ones)
+    assert forecast.mask.digest.startswith("93756583e2a13876")
+    near = learner.mask() ^ forecast.mask  # floats and the exact reckoning differ in a few ties only
+    assert sum(near.ones) < 0.002 * sum(learner.sizes)

@@ -4,7 +4,7 @@ from dslth import wire
 from dslth.codecs import BY_NAME
 from dslth.streams import Incoming, Outgoing
 from dslth.wire import Hello, Refusal, Refused
-from test_codecs import SIZES, drawn, flipped, walk
+from test_codecs import SIZES, drawn, flipped, forecast_of, walk
 
 DIGEST = bytes(16)
 NAMES = ["auto", *BY_NAME]
@@ -13,9 +13,10 @@ NAMES = ["auto", *BY_NAME]
 class Pair:
     """A sender with neighbours 1 and 2, and their ends."""
 
-    def __init__(self, codec="auto"):
-        self.outgoing = Outgoing(DIGEST, 0, codec)
-        self.ends = {1: Incoming(SIZES, fewer_ones=True), 2: Incoming(SIZES, fewer_ones=True)}
+    def __init__(self, codec="auto", keep=2):
+        forecast = forecast_of(SIZES, 1)
+        self.outgoing = Outgoing(DIGEST, 0, codec, forecast, keep)
+        self.ends = {n: Incoming(lambda peer, hello: forecast, fewer_ones=True) for n in (1, 2)}
         self.hello = Hello(DIGEST, SIZES, SIZES)
 
     def send(self, round_, mask):

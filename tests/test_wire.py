@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dslth import wire
-from dslth.codecs import BITPACK
+from dslth.codecs import BITPACK, Forecast, History
 from dslth.masks import BitMask, packed_size
 from dslth.wire import Kind, Refusal, Refused
 
@@ -23,9 +23,10 @@ def mask_of(layers):
 
 def mask_message(digest, sender, round_, mask, codec=BITPACK, depth=0, held=None):
     header = wire.mask_header(digest, sender, round_, mask.pack(), codec, depth, held)
-    return header, codec.encode(mask, None)
+    return header, codec.encode(mask, HISTORY)
 
 
+HISTORY = History(Forecast([np.zeros(n, np.float32) for n in SIZES], [0, 0, 0]))
 MASK = mask_of([[True] * 6 + [False] * 7, [True, False] * 32, [False] * 7])
 HELLO = wire.Hello(DIGEST, SIZES, MASK.ones)
 
@@ -37,7 +38,7 @@ def refusal_of(function, *arguments, **options):
 
 
 def read(frames, hello=HELLO):
-    return wire.read_mask(wire.read_header(frames, SIZES), frames[1], hello)
+    return wire.read_mask(wire.read_header(frames, SIZES), frames[1], hello, HISTORY)
 
 
 @given(bits, ids, ids)
@@ -47,7 +48,7 @@ def test_mask_messages_come_back_as_they_were(layers, sender, round_):
     header = wire.read_header(frames, SIZES)
     assert (header.sender, header.round, header.kind) == (sender, round_, Kind.MASK)
     assert header.tag == wire.tag(DIGEST)
-    assert wire.read_mask(header, frames[1], wire.Hello(DIGEST, SIZES, mask.ones)) == mask
+    assert wire.read_mask(header, frames[1], wire.Hello(DIGEST, SIZES, mask.ones), HISTORY) == mask
 
 
 @given(ids, ids)
@@ -150,15 +151,15 @@ def test_each_bad_mask_has_its_reason():
     good = wire.read_header(frames, SIZES)
     padded = bytearray(frames[1])
     padded[1] |= 1
-    assert refusal_of(wire.read_mask, good, bytes(padded), HELLO) is Refusal.CORRUPT
-    assert refusal_of(wire.read_mask, good, frames[1] + b"x", HELLO) is Refusal.CORRUPT
-    assert refusal_of(wire.read_mask, good._replace(codec=255), frames[1], HELLO) is Refusal.UNKNOWN_CODEC
-    assert refusal_of(wire.read_mask, good._replace(round=3), frames[1], HELLO) is Refusal.CORRUPT
+    assert refusal_of(wire.read_mask, good, bytes(padded), HELLO, HISTORY) is Refusal.CORRUPT
+    assert refusal_of(wire.read_mask, good, frames[1] + b"x", HELLO, HISTORY) is Refusal.CORRUPT
+    assert refusal_of(wire.read_mask, good._replace(codec=255), frames[1], HELLO, HISTORY) is Refusal.UNKNOWN_CODEC
+    assert refusal_of(wire.read_mask, good._replace(round=3), frames[1], HELLO, HISTORY) is Refusal.CORRUPT
     sparser = wire.Hello(DIGEST, SIZES, (5, 32, 0))
-    assert refusal_of(wire.read_mask, good, frames[1], sparser) is Refusal.WRONG_DENSITY
-    assert refusal_of(wire.read_mask, good, frames[1], sparser, fewer_ones=True) is Refusal.WRONG_DENSITY
+    assert refusal_of(wire.read_mask, good, frames[1], sparser, HISTORY) is Refusal.WRONG_DENSITY
+    assert refusal_of(wire.read_mask, good, frames[1], sparser, HISTORY, fewer_ones=True) is Refusal.WRONG_DENSITY
     denser = wire.Hello(DIGEST, SIZES, (9, 32, 1))
-    assert wire.read_mask(good, frames[1], denser, fewer_ones=True) == MASK
+    assert wire.read_mask(good, frames[1], denser, HISTORY, fewer_ones=True) == MASK
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 ``bitpack`` spends one bit per weight. ``range`` spends the entropy of each layer's density: a key frame that needs
 nothing known. ``delta`` names the weights that flipped since the mask before. ``context`` looks at the last eight
 masks: how often and how lately a weight flipped, and whether it swings to and fro, tells how likely it flips now.
-``auto`` sends the shortest.
+Both also use the forecast that the run's seed gives; a key frame of theirs builds on nothing else. ``auto`` sends the
+shortest.
 
 Probabilities are integers, 2**-24 each, worked out from counts that sender and receiver both have, so that any two
 machines agree. The entropy coder is the range coder of the library ``constriction``.
@@ -144,6 +145,51 @@ def _blocks(p: int) -> tuple[int, object]:
 
 # --- what both sides know -------------------------------------------------------------------------------------------
 
+_EDGES = np.array([0.01, 0.03, 0.06, 0.1, 0.15, 0.22, 0.35], np.float32)
+"""Distances from the threshold, as shares of the largest first score, that part weights into groups."""
+GROUPS = len(_EDGES) + 1
+
+
+class Forecast:
+    """What the run's seed tells of a peer's masks: its mask before any learning, and which weights will waver.
+
+    Every peer's first scores follow from the seed, so its neighbours know them. A weight whose first effective score
+    lies near the threshold flips far sooner than one that lies far from it; so each layer's weights are sorted into
+    eight groups by that distance, and each group has its own probabilities.
+
+    ``magnitudes`` are those of the first effective scores, a flat float32 array a layer, exact on any machine; None
+    where nothing is known. ``ones`` is the number of weights that the peer keeps in each layer.
+    """
+
+    def __init__(self, magnitudes: Sequence[NDArray[np.float32]], ones: Sequence[int]) -> None:
+        kept, self._orders, self._ends = [], list[Indices](), list[Indices]()
+        for layer, count in zip(magnitudes, ones, strict=True):
+            first = min(len(layer) - count, len(layer) - 1)
+            threshold = np.partition(layer, first)[first] if len(layer) else np.float32(0)
+            bits = layer > threshold
+            tied = np.flatnonzero(layer == threshold)
+            bits[tied[len(tied) - (count - np.count_nonzero(bits)) :]] = True
+            group = np.searchsorted(_EDGES, np.abs(layer - threshold), side="right").astype(np.uint8)
+            kept.append(bits)
+            self._orders.append(np.argsort(group, kind="stable").astype(np.int32))
+            self._ends.append(np.cumsum(np.bincount(group, minlength=GROUPS))[:-1])
+        self.mask = BitMask.from_arrays(kept)
+
+    def split(self, mask: BitMask) -> list[Bits]:
+        """Give the bits of each group of each layer."""
+        grouped = zip(mask.arrays(), self._orders, self._ends, strict=True)
+        return [group for bits, order, ends in grouped for group in np.split(bits[order], ends)]
+
+    def join(self, groups: Sequence[Bits]) -> BitMask:
+        """Undo ``split``."""
+        layers = []
+        for number, order in enumerate(self._orders):
+            layer = np.empty(len(order), np.bool_)
+            layer[order] = np.concatenate(groups[GROUPS * number : GROUPS * (number + 1)])
+            layers.append(layer)
+        return BitMask.from_arrays(layers)
+
+
 _FLIPS = np.array([h ^ (h >> 1) for h in range(256)]) & 0x7F
 """By history byte (the last eight masks' bits of a weight, newest lowest): in which of seven steps it flipped."""
 _CONTEXT = np.array([(f & 3) * 6 + min(5, (f >> 2).bit_count()) for f in map(int, _FLIPS)], np.uint8)
@@ -155,65 +201,79 @@ _CONTEXTS = 24
 _KIND = np.array([0, *[1 + c // 6 for c in range(1, _CONTEXTS)]])
 """Contexts of a kind, quiet or alike in their last two steps, speak for each other while one has little to tell."""
 _SCALE = 16
-_PRIOR = (_SCALE // 2, 20 * _SCALE)  # flips and weights seen before the first: about 1 in 40
+_PRIOR = np.array([[8, 320], [32, 320], [64, 320], [64, 320], [64, 320]])
+"""Flips and weights of each kind met before the first mask."""
 
 
 class History:
-    """What a sender's last masks tell of its next; sender and receiver hold the same.
+    """What a sender's forecast and last masks tell of its next; sender and receiver hold the same.
 
-    ``depth`` is the number of masks it has seen since it began at a key frame, ``round`` that of the last one.
+    ``depth`` is the number of masks it has seen, ``round`` that of the last one; it begins with the forecast's.
     """
 
-    def __init__(self, mask: BitMask, round_: int) -> None:
-        self.mask, self.round, self.depth = mask, round_, 1
+    def __init__(self, forecast: Forecast, mask: BitMask | None = None, round_: int = -1) -> None:
+        self.forecast, self.round, self.depth = forecast, round_, 0
+        self.mask = forecast.mask if mask is None else mask
         self._bytes: list[Bits] | None = None
         self._active: list[tuple[Indices, Bits]] | None = None
-        # flips and weights met in each context of each layer, halved each round
-        self._met = np.zeros((len(mask.layers), _CONTEXTS, 2), np.int64)
+        # flips and weights met in each context of each group of each layer, halved each round
+        self._met = np.zeros((len(self.mask.layers), GROUPS, _CONTEXTS, 2), np.int64)
+        self._pace = ONE  # flips in the last round for each that was expected, in units of 2**-24
 
     @property
     def bytes(self) -> list[Bits]:
-        """The last eight bits of each weight, a byte each, layer by layer; the newest bit is the lowest."""
-        if self._bytes is None:  # a key frame stands for all masks before it
-            self._bytes = [np.negative(layer, dtype=np.uint8) for layer in self.mask.arrays()]
+        """The last eight bits of each weight, a byte each, group by group; the newest bit is the lowest."""
+        if self._bytes is None:  # the first mask stands for all before it
+            self._bytes = [np.negative(group, dtype=np.uint8) for group in self.forecast.split(self.mask)]
         return self._bytes
 
     @property
     def active(self) -> list[tuple[Indices, Bits]]:
-        """The weights that flipped within eight masks, by flat index, and their contexts; layer by layer."""
+        """The weights that flipped within eight masks, by index in their group, and their contexts; group by group."""
         if self._active is None:
             found = [np.flatnonzero((h + np.uint8(1)) > 1) for h in self.bytes]
             self._active = [(index, _CONTEXT[h[index]]) for index, h in zip(found, self.bytes, strict=True)]
         return self._active
 
     def probabilities(self) -> Indices:
-        """Give the probability of a flip in each context of each layer (layers, 24), in units of 2**-24.
+        """Give the probability of a flip in each context of each group (layers * groups, 24), in units of 2**-24.
 
-        It comes from the layer's counts; while those are few, from all layers' counts of this context; while those
-        are few, from all contexts of its kind.
+        What was expected is scaled by how the last round turned out: early on, each round has fewer flips.
         """
-        layer, context = self._met, self._met.sum(0)
-        kind = np.zeros((_KIND.max() + 1, 2), np.int64)
-        np.add.at(kind, _KIND, context)
-        by_kind = (kind[:, 0] + _PRIOR[0]) * ONE // (kind[:, 1] + _PRIOR[1])
-        by_context = (context[:, 0] * ONE + 2 * _SCALE * by_kind[_KIND]) // (context[:, 1] + 2 * _SCALE)
-        mixed = (layer[..., 0] * ONE + 2 * _SCALE * by_context) // (layer[..., 1] + 2 * _SCALE)
-        clipped: Indices = np.clip(mixed, ONE >> 17, ONE - (ONE >> 6))
+        clipped: Indices = np.clip((self._expected() >> 12) * (self._pace >> 12), ONE >> 17, ONE - (ONE >> 6))
         return clipped
+
+    def _expected(self) -> Indices:
+        """Give the share of flips by the counts of the layer's group, in the shape and unit of ``probabilities``.
+
+        While those are few, by those of all layers' like groups; while those are few, by all groups' counts of this
+        context, and then of its kind.
+        """
+        kind = _PRIOR.copy()
+        np.add.at(kind, _KIND, self._met.sum((0, 1)))
+        table = (kind[:, 0] * ONE // kind[:, 1])[_KIND]
+        for few, counts in ((2, self._met.sum((0, 1))), (8, self._met.sum(0)), (8, self._met)):
+            table = (counts[..., 0] * ONE + few * _SCALE * table) // (counts[..., 1] + few * _SCALE)
+        flat: Indices = table.reshape(-1, _CONTEXTS)
+        return flat
 
     def advanced(self, mask: BitMask, round_: int) -> "History":
         """Give the history that has seen one more mask."""
-        after = History(mask, round_)
+        after = History(self.forecast, mask, round_)
         after.depth = self.depth + 1
         after._bytes = []
-        for number, (h, bits, (index, contexts)) in enumerate(zip(self.bytes, mask.arrays(), self.active, strict=True)):
+        now = np.zeros((len(self.bytes), _CONTEXTS, 2), np.int64)
+        split = self.forecast.split(mask)
+        for met, h, bits, (index, contexts) in zip(now, self.bytes, split, self.active, strict=True):
             flips = bits ^ (h & 1)
-            seen = np.bincount(contexts, minlength=_CONTEXTS)
-            flipped = np.bincount(contexts[flips[index] == 1], minlength=_CONTEXTS)
-            seen[0] = len(h) - len(index)
-            flipped[0] = np.count_nonzero(flips) - flipped.sum()
-            after._met[number] = self._met[number] // 2 + _SCALE * np.stack([flipped, seen], 1)
+            met[:, 0] = np.bincount(contexts[flips[index] == 1], minlength=_CONTEXTS)
+            met[:, 1] = np.bincount(contexts, minlength=_CONTEXTS)
+            met[0] = np.count_nonzero(flips) - met[:, 0].sum(), len(h) - len(index)
             after._bytes.append((h << np.uint8(1)) | bits)
+        after._met = self._met // 2 + _SCALE * now.reshape(self._met.shape)
+        if self.depth:
+            expected = int((self._expected() * now[..., 1]).sum())
+            after._pace = min(4 * ONE, max(ONE // 4, int(now[..., 0].sum()) * ONE * ONE // max(1, expected)))
         return after
 
 
@@ -222,20 +282,28 @@ class History:
 
 @dataclass(frozen=True)
 class Codec:
-    """A pair of inverse functions; ``builds_on`` tells whether they need the history of the masks before.
+    """A pair of inverse functions; ``builds_on`` tells whether they look at the history.
 
-    ``encode(mask, history)`` gives the payload; ``decode(payload, sizes, history)`` the mask of layers of these sizes,
+    ``encode(mask, history)`` gives the payload; ``decode(payload, history)`` the mask of layers of the history's sizes,
     or ValueError where no encoder gives that payload.
     """
 
     wire_id: int
     name: str
     builds_on: bool
-    encode: Callable[[BitMask, History | None], bytes]
-    decode: Callable[[bytes, Sequence[int], History | None], BitMask]
+    encode: Callable[[BitMask, History], bytes]
+    decode: Callable[[bytes, History], BitMask]
 
 
-def _range_encode(mask: BitMask, history: History | None) -> bytes:
+def _bitpack_encode(mask: BitMask, history: History) -> bytes:
+    return mask.pack()
+
+
+def _bitpack_decode(payload: bytes, history: History) -> BitMask:
+    return BitMask.unpack(payload, history.mask.sizes)
+
+
+def _range_encode(mask: BitMask, history: History) -> bytes:
     coder = Encoder()
     for ones, layer in zip(mask.ones, mask.arrays(), strict=True):
         n = len(layer)
@@ -245,9 +313,9 @@ def _range_encode(mask: BitMask, history: History | None) -> bytes:
     return coder.finish()
 
 
-def _range_decode(payload: bytes, sizes: Sequence[int], history: History | None) -> BitMask:
+def _range_decode(payload: bytes, history: History) -> BitMask:
     coder, layers = Decoder(payload), []
-    for n in sizes:
+    for n in history.mask.sizes:
         ones = coder.number(n + 1)
         layer = coder.bits(np.full(n, _share(ones, n))) if 0 < ones < n else np.full(n, ones > 0, np.uint8)
         layers.append(layer.astype(bool))
@@ -258,15 +326,9 @@ def _share(k: int, n: int) -> int:
     return min(max(k * ONE // n, 1), ONE - 1)
 
 
-def _known(history: History | None, sizes: Sequence[int]) -> History:
-    if history is None or history.mask.sizes != tuple(sizes):
-        raise ValueError("this codec builds on a mask that is not there")
-    return history
-
-
-def _delta_encode(mask: BitMask, history: History | None) -> bytes:
+def _delta_encode(mask: BitMask, history: History) -> bytes:
     coder = Encoder()
-    for flips in (mask ^ _known(history, mask.sizes).mask).arrays():
+    for flips in history.forecast.split(mask ^ history.mask):
         index = np.flatnonzero(flips)
         coder.number(len(index), len(flips) + 1)
         if len(index):
@@ -274,21 +336,21 @@ def _delta_encode(mask: BitMask, history: History | None) -> bytes:
     return coder.finish()
 
 
-def _delta_decode(payload: bytes, sizes: Sequence[int], history: History | None) -> BitMask:
-    coder, layers = Decoder(payload), []
-    for before in _known(history, sizes).mask.arrays():
-        count = coder.number(len(before) + 1)
+def _delta_decode(payload: bytes, history: History) -> BitMask:
+    coder, groups = Decoder(payload), []
+    for group in history.forecast.split(history.mask):
+        count = coder.number(len(group) + 1)
         if count:
-            before[coder.rare(len(before), _share(count, len(before)))] ^= 1
-        layers.append(before.astype(bool))
-    return BitMask.from_arrays(layers)
+            group[coder.rare(len(group), _share(count, len(group)))] ^= 1
+        groups.append(group)
+    return history.forecast.join(groups)
 
 
-def _context_encode(mask: BitMask, history: History | None) -> bytes:
-    known, coder = _known(history, mask.sizes), Encoder()
-    tables = known.probabilities()
-    for layer, h, (index, contexts), table in zip(mask.arrays(), known.bytes, known.active, tables, strict=True):
-        flips: Bits = layer ^ (h & np.uint8(1))
+def _context_encode(mask: BitMask, history: History) -> bytes:
+    coder = Encoder()
+    known = zip(history.forecast.split(mask), history.bytes, history.active, history.probabilities(), strict=True)
+    for group, h, (index, contexts), table in known:
+        flips: Bits = group ^ (h & np.uint8(1))
         coder.bits(flips[index], table[contexts])
         flips[index] = 0
         quiet = np.flatnonzero(flips)
@@ -296,24 +358,18 @@ def _context_encode(mask: BitMask, history: History | None) -> bytes:
     return coder.finish()
 
 
-def _context_decode(payload: bytes, sizes: Sequence[int], history: History | None) -> BitMask:
-    known, coder, layers = _known(history, sizes), Decoder(payload), []
-    for h, (index, contexts), table in zip(known.bytes, known.active, known.probabilities(), strict=True):
-        layer = h & np.uint8(1)
-        layer[index] ^= coder.bits(table[contexts])
+def _context_decode(payload: bytes, history: History) -> BitMask:
+    coder, groups = Decoder(payload), []
+    for h, (index, contexts), table in zip(history.bytes, history.active, history.probabilities(), strict=True):
+        group = h & np.uint8(1)
+        group[index] ^= coder.bits(table[contexts])
         ranks = coder.rare(len(h) - len(index), int(table[0]))
-        layer[ranks + np.searchsorted(index - np.arange(len(index)), ranks, side="right")] ^= 1
-        layers.append(layer.astype(bool))
-    return BitMask.from_arrays(layers)
+        group[ranks + np.searchsorted(index - np.arange(len(index)), ranks, side="right")] ^= 1
+        groups.append(group)
+    return history.forecast.join(groups)
 
 
-BITPACK = Codec(
-    0,
-    "bitpack",
-    False,
-    lambda mask, history: mask.pack(),
-    lambda payload, sizes, history: BitMask.unpack(payload, sizes),
-)
+BITPACK = Codec(0, "bitpack", False, _bitpack_encode, _bitpack_decode)
 RANGE = Codec(1, "range", False, _range_encode, _range_decode)
 DELTA = Codec(2, "delta", True, _delta_encode, _delta_decode)
 CONTEXT = Codec(3, "context", True, _context_encode, _context_decode)
@@ -328,17 +384,13 @@ if any(a.wire_id >= b.wire_id for a, b in pairwise(_CODECS)):
     raise AssertionError("the registry is in the order of its wire ids")
 
 
-def encode(mask: BitMask, history: History | None, name: str) -> tuple[Codec, bytes]:
+def encode(mask: BitMask, history: History, name: str) -> tuple[Codec, bytes]:
     """Encode with the codec of this name, or for ``auto`` with that which gives the shortest payload.
 
-    Without a history, ``delta`` and ``context`` send a key frame by ``range``; ``auto`` never sends more than
-    ``bitpack`` would.
+    ``auto`` never sends more than ``bitpack`` would.
     """
-    if name == AUTO:
-        usable = [codec for codec in _CODECS if codec.builds_on == (history is not None)]
-        coded = [(codec, codec.encode(mask, history)) for codec in {*usable, BITPACK}]
-        return min(coded, key=lambda pair: (len(pair[1]), pair[0].wire_id))
-    codec = BY_NAME[name]
-    if codec.builds_on and history is None:
-        codec = RANGE
-    return codec, codec.encode(mask, history)
+    if name != AUTO:
+        return BY_NAME[name], BY_NAME[name].encode(mask, history)
+    usable = [codec for codec in _CODECS if codec.builds_on or history.depth == 0 or codec is BITPACK]
+    coded = [(codec, codec.encode(mask, history)) for codec in usable]
+    return min(coded, key=lambda pair: (len(pair[1]), pair[0].wire_id))

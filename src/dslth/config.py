@@ -248,6 +248,7 @@ class AlgorithmConfig(Settings):
 
     ``min_filter_weights``: filters that keep at most so many weights are dropped (the paper's structured variant, 20).
     ``inertia``: a peer's own last mask lifts its scores too, as much as this many neighbours' means: fewer bits flip.
+    ``momentum``: share of the neighbours' mean that stays from one round to the next.
     """
 
     lr: Annotated[float, Field(gt=0)]
@@ -260,6 +261,7 @@ class AlgorithmConfig(Settings):
     min_filter_weights: Annotated[int, Field(ge=0)] = 0
     scores: Literal["own", "common"] = "own"
     inertia: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     exchange: bool = True
 
 

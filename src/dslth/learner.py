@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dslth import algorithm, data, models, partition, supermask
+from dslth.codecs import Forecast
 from dslth.config import DeviceConfig, ExperimentConfig
 from dslth.masks import BitMask
 from dslth.seeds import Stream
@@ -85,16 +87,31 @@ class Learner:
             lasso=settings.lasso,
             min_filter_weights=settings.min_filter_weights,
         )
-        self._scores = supermask.initial_scores(self.net, self.seed, peer if settings.scores == "own" else "common")
+        self._scores = supermask.initial_scores(self.net, self.seed, self._owner(peer))
         # before the first exchange every neighbour's mask is one common Bernoulli(k) mask
         self._means = [torch.zeros_like(w) for w in self.net.weights]
         if settings.exchange:
-            for layer, (mean, k) in enumerate(
-                zip(self._means, supermask.densities(settings.density, shapes), strict=True)
-            ):
-                mean.copy_(torch.from_numpy(Stream(self.seed, "first mask", layer).uniform(*mean.shape) < k))
+            self._means = supermask.bernoulli_masks(self.net, self.seed, settings.density)
         self._own = [torch.zeros_like(w) for w in self.net.weights]
         self._gradient: list[Tensor] = []
+        self._forecasts: dict[tuple[int | str, tuple[int, ...]], Forecast] = {}
+
+    def _owner(self, peer: int) -> int | Literal["common"]:
+        return peer if self._algorithm.scores == "own" else "common"
+
+    def forecast(self, peer: int, ones: Sequence[int]) -> Forecast:
+        """Work out from the seed what any peer's mask is before it learns anything; ``ones`` as its hello says.
+
+        In units of the scores' bound, so that all is exact: ``|e| = |s| + mean|s| * a`` with ``mean|s| = 1/2``.
+        """
+        key = self._owner(peer), tuple(ones)
+        if key not in self._forecasts:
+            shapes = [tuple(w.shape) for w in self.net.weights]
+            masks = supermask.bernoulli_masks(self.net, self.seed, self._algorithm.density)
+            first = [supermask.unit_scores(self.seed, key[0], layer, shape) for layer, shape in enumerate(shapes)]
+            magnitudes = [(np.abs(s) + np.float32(0.5) * a.numpy()).ravel() for s, a in zip(first, masks, strict=True)]
+            self._forecasts[key] = Forecast(magnitudes, ones)
+        return self._forecasts[key]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -143,7 +160,9 @@ class Learner:
         """Take in the neighbours' new masks (step 7); whoever is missing is left out of the mean."""
         if not self._algorithm.exchange:
             return
-        self._means = self._mean([masks[peer] for peer in sorted(masks)])
+        momentum = self._algorithm.momentum
+        mean = self._mean([masks[peer] for peer in sorted(masks)])
+        self._means = [momentum * old + (1 - momentum) * new for old, new in zip(self._means, mean, strict=True)]
         self._scores = algorithm.fine_tune(self._scores, self._gradient, self._means, self._setting)
 
     def _mean(self, masks: Sequence[BitMask]) -> list[Tensor]:

@@ -32,6 +32,8 @@ TICK = 0.2
 """Seconds after which a waiting peer looks whether it was asked to end."""
 AHEAD = 8
 """Rounds that a neighbour's mask may be ahead and still be kept for later."""
+KEEP = 2
+"""Own masks that are kept for neighbours that lost one and may be a round behind."""
 EXTRA = 256
 """Messages that a peer takes in at most once it has all masks of a round, so that a flood does not hold it."""
 LEAVE_SECONDS = 5.0
@@ -93,8 +95,12 @@ class Peer:
         sizes = learner.sizes
         self._identity = identity(place.run, place.topology.digest) | {"layout": "+".join(map(str, sizes))}
         self._me = wire.Hello(wire.run_digest(self._identity), sizes, learner.ones)
-        self._outgoing = Outgoing(self._me.digest, place.peer, self._experiment.codec)
-        self._incoming = Incoming(sizes, fewer_ones=self._experiment.algorithm.min_filter_weights > 0)
+        forecast = learner.forecast(place.peer, learner.ones)
+        self._outgoing = Outgoing(self._me.digest, place.peer, self._experiment.codec, forecast, KEEP)
+        self._incoming = Incoming(
+            lambda peer, hello: learner.forecast(peer, hello.ones),
+            fewer_ones=self._experiment.algorithm.min_filter_weights > 0,
+        )
         self._resynced: set[tuple[int, int]] = set()
         self._edges = {neighbour: _Edge() for neighbour in place.neighbours}
         self._reported = dict.fromkeys(self._edges, LinkStats())

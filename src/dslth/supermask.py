@@ -7,13 +7,24 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dslth import config
 from dslth.errors import ConfigError
 from dslth.seeds import Stream
 
-__all__ = ["FrozenNet", "densities", "dropped", "freeze", "initial_scores", "structured", "top_k"]
+__all__ = [
+    "FrozenNet",
+    "bernoulli_masks",
+    "densities",
+    "dropped",
+    "freeze",
+    "initial_scores",
+    "structured",
+    "top_k",
+    "unit_scores",
+]
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,25 @@ def densities(density: config.Density, shapes: Sequence[tuple[int, ...]]) -> tup
 
 def initial_scores(net: FrozenNet, seed: int, owner: int | Literal["common"]) -> list[Tensor]:
     """Draw first scores, Kaiming-uniform with a = sqrt(5): uniform in +-1/sqrt(fan_in); float32, one per layer."""
-    scores = []
-    for number, weight in enumerate(net.weights):
-        shape = tuple(weight.shape)
-        uniform = 2 * Stream(seed, "scores", owner, number).uniform(*shape) - 1
-        scores.append(torch.from_numpy(uniform / np.float32(sqrt(prod(shape[1:])))))
-    return scores
+    shapes = [tuple(weight.shape) for weight in net.weights]
+    return [
+        torch.from_numpy(unit_scores(seed, owner, number, shape) / np.float32(sqrt(prod(shape[1:]))))
+        for number, shape in enumerate(shapes)
+    ]
+
+
+def unit_scores(seed: int, owner: int | str, layer: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Draw a layer's first scores in units of their bound: uniform in [-1, 1), exact on any machine."""
+    return 2 * Stream(seed, "scores", owner, layer).uniform(*shape) - 1
+
+
+def bernoulli_masks(net: FrozenNet, seed: int, density: config.Density) -> list[Tensor]:
+    """Draw the common Bernoulli(k) mask that stands for all neighbours before the first exchange; float32."""
+    shapes = [tuple(weight.shape) for weight in net.weights]
+    return [
+        torch.from_numpy(Stream(seed, "first mask", layer).uniform(*shape) < k).float()
+        for layer, (shape, k) in enumerate(zip(shapes, densities(density, shapes), strict=True))
+    ]
 
 
 def dropped(n: int, k: float) -> int:

@@ -59,7 +59,7 @@ __all__ = [
     "tag",
 ]
 
-VERSION = 2
+VERSION = 3
 MAX_HEADER = 64
 """Bytes of a header at most (in practice 16 to 24)."""
 MAX_CONTROL = 16384
@@ -256,9 +256,7 @@ def read_refusal(payload: bytes) -> dict[str, str]:
     return dict(content)
 
 
-def read_mask(
-    header: Header, payload: bytes, sender: Hello, history: History | None = None, *, fewer_ones: bool = False
-) -> BitMask:
+def read_mask(header: Header, payload: bytes, sender: Hello, history: History, *, fewer_ones: bool = False) -> BitMask:
     """Read a mask of a sender that has said hello, given the history of its masks.
 
     ``fewer_ones`` than the hello says are possible with structured removal.
@@ -267,7 +265,7 @@ def read_mask(
     if codec is None:
         _refuse(Refusal.UNKNOWN_CODEC)
     try:
-        mask = codec.decode(payload, sender.sizes, history)
+        mask = codec.decode(payload, history)
     except ValueError:
         _refuse(Refusal.CORRUPT)
     if mask.ones != sender.ones and not (

@@ -14,7 +14,7 @@ from bitarray.util import sc_encode
 from rich.table import Table
 
 from dslth import codecs
-from dslth.codecs import History
+from dslth.codecs import Forecast, History
 from dslth.errors import OutputError
 from dslth.masks import BitMask
 from dslth.report import new_table
@@ -70,13 +70,13 @@ def measure(weights: int, seed: int, progress: Callable[[str], None] = lambda te
         mask = BitMask.from_arrays([np.random.default_rng([seed, int(1e6 * density)]).random(weights) < density])
         bound = entropy(mask.density[0])
         for codec in (codecs.BITPACK, codecs.RANGE):
-            figures.append(_figure(name, codec, mask, None, bound))
+            figures.append(_figure(name, codec, mask, History(_nothing_known(weights)), bound))
         figures += _general(name, mask, bound)
     for share in FLIPS:
         name = f"flips {share:g}"
         progress(name)
         *past, mask = correlated(weights, share, seed)
-        history = History(past[0], 0)
+        history = History(_nothing_known(weights), past[0], 0)
         for round_, before in enumerate(past[1:], 1):
             history = history.advanced(before, round_)
         flips = mask ^ past[-1]
@@ -87,12 +87,17 @@ def measure(weights: int, seed: int, progress: Callable[[str], None] = lambda te
     return figures
 
 
-def _figure(name: str, codec: codecs.Codec, mask: BitMask, history: History | None, bound: float) -> Figure:
+def _nothing_known(weights: int) -> Forecast:
+    """Give the forecast of a peer of whose scores nothing is known."""
+    return Forecast([np.zeros(weights, np.float32)], [0])
+
+
+def _figure(name: str, codec: codecs.Codec, mask: BitMask, history: History, bound: float) -> Figure:
     payload = codec.encode(mask, history)
-    if codec.decode(payload, mask.sizes, history) != mask:
+    if codec.decode(payload, history) != mask:
         raise AssertionError(f"{codec.name} is not lossless")
     encode = _speed(lambda: codec.encode(mask, history), mask)
-    decode = _speed(lambda: codec.decode(payload, mask.sizes, history), mask)
+    decode = _speed(lambda: codec.decode(payload, history), mask)
     return _made(name, codec.name, payload, mask, bound, encode, decode)
 
 
