@@ -94,7 +94,7 @@ def test_auto_is_the_shortest_and_never_longer_than_bitpack(seed, density, share
     codec, payload = encode(mask, history, "auto")
     assert codec.decode(payload, history) == mask
     assert len(payload) <= packed_size(SIZES)
-    others = set(BY_NAME.values()) - ({codecs.RANGE} if past else set())
+    others = set(BY_NAME.values()) - ({codecs.RANGE} if history.depth else set())
     assert len(payload) == min(len(c.encode(mask, history)) for c in others)
 
 
