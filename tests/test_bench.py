@@ -270,7 +270,7 @@ def benchmark(tmp_path_factory):
     (folder / "small.yaml").write_text(
         "graph: {kind: ring, peers: 3}\nexperiment: {rounds: 3, seed: 7, model: {name: mlp}}\n"
     )
-    line = "import sys; from dslth.cli import main; sys.argv[0] = 'dslth'; main()"
+    line = "import sys; from dslth.__main__ import main; sys.argv[0] = 'dslth'; main()"
     arguments = ["bench", "comm", "-t", "small.yaml", "--target", "0.5", "--out", "out"]
     done = subprocess.run(
         [sys.executable, "-c", line, *arguments], cwd=folder, capture_output=True, text=True, timeout=200, check=False

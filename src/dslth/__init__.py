@@ -4,8 +4,15 @@ Every peer holds the same frozen random network, learns a personal binary mask o
 graph neighbours (MCE-PL, the Distributed Strong Lottery Ticket Hypothesis, arXiv 2504.17520).
 """
 
-from importlib.metadata import version
-
 __all__ = ["__version__"]
 
-__version__ = version("dslth")
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """Look the version up when it is asked for: a command imports this before it has seen to Ctrl-C."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dslth")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,41 +13,43 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import Progress, TaskID
 
-from dslth import __version__, config, launcher, report, topology
+from dslth import __version__, config, launcher, options, report, topology
 from dslth.bench.cli import bench_app
-from dslth.errors import DslthError, MissingFileError, OutputError
+from dslth.errors import DslthError
 from dslth.events import Event, Joined, RoundReport
+from dslth.options import (
+    CodecOption,
+    DataDirOption,
+    DebugOption,
+    GraphOption,
+    JoinTimeoutOption,
+    JsonOption,
+    NoExchangeOption,
+    OutOption,
+    PartitionOption,
+    PresetOption,
+    RoundsOption,
+    SeedOption,
+    TopologyOption,
+    err,
+)
 from dslth.runfolder import RunFolder
 
 __all__ = ["main", "peer_main"]
 
-HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="dslth",
     help="Decentralised learning in which peers exchange nothing but binary masks.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # brackets in help texts are brackets
-    context_settings=HELP,
-    add_completion=False,
+    **options.STYLE,
 )
-topology_app = typer.Typer(
-    help="Look at topology and graph files.", no_args_is_help=True, context_settings=HELP, rich_markup_mode=None
-)
+topology_app = typer.Typer(help="Look at topology and graph files.", no_args_is_help=True, **options.STYLE)
 app.add_typer(topology_app, name="topology")
 app.add_typer(bench_app, name="bench")
-peer_app = typer.Typer(
-    name="dslth-peer",
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings=HELP,
-    add_completion=False,
-)
+peer_app = typer.Typer(name="dslth-peer", **options.STYLE)
 
 out = Console()
-err = Console(stderr=True)
 
 
 class TransportName(StrEnum):
@@ -55,55 +57,6 @@ class TransportName(StrEnum):
 
     ZEROMQ = "zeromq"
     MEMORY = "memory"
-
-
-class PresetName(StrEnum):
-    """Named settings."""
-
-    SIGNED = "signed"
-    MCE_PL = "mce-pl"
-
-
-class CodecName(StrEnum):
-    """How masks are coded."""
-
-    AUTO = "auto"
-    BITPACK = "bitpack"
-    RANGE = "range"
-    DELTA = "delta"
-    CONTEXT = "context"
-
-
-TopologyOption = Annotated[
-    str,
-    typer.Option("--topology", "-t", metavar="FILE", help="Topology file: a path, or a name that comes with dslth."),
-]
-RoundsOption = Annotated[int | None, typer.Option(min=1, help="Number of rounds, in place of the file's.")]
-SeedOption = Annotated[
-    int | None, typer.Option(min=0, help="Seed of weights, data split and batches, in place of the file's.")
-]
-GraphOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Graph in place of the file's: 0/1 matrix, edge list or GraphML."),
-]
-PartitionOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Counts table in place of the file's partition: rows peers, columns classes."),
-]
-PresetOption = Annotated[PresetName | None, typer.Option(help="Settings that the file's are laid on.")]
-CodecOption = Annotated[CodecName | None, typer.Option(help="How masks are coded.")]
-NoExchangeOption = Annotated[bool, typer.Option("--no-exchange", help="Every peer learns alone, for comparison.")]
-DataDirOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of data sets [env: DSLTH_DATA_DIR, else the user's cache].")
-]
-OutOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Run folder to write [default: a new one under runs/].")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary, and nothing else, as JSON on stdout.")]
-JoinTimeoutOption = Annotated[
-    float, typer.Option(min=0, metavar="SECONDS", help="How long a peer waits for its neighbours at the start.")
-]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def main() -> None:
@@ -116,17 +69,35 @@ def peer_main() -> None:
     _guarded(peer_app)
 
 
-def _guarded(command: Callable[[], Any]) -> None:
-    """Turn an error of ours into its one line and its exit code."""
+def _guarded(command: Callable[..., Any]) -> None:
+    """Turn an error of ours, or of who typed, into its one line and its exit code."""
     try:
-        command()
+        sys.exit(command(standalone_mode=False))
+    except _UsageError as error:
+        print(_usage(error), file=sys.stderr)  # noqa: T201
+        sys.exit(2)
     except DslthError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(f"dslth: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+
+
+_UsageError: Any = (
+    typer.BadParameter.__base__
+)  # typer brings its own copy of click or click itself, as it is old or new
+
+
+def _usage(error: Any) -> str:
+    """Put a misspelt command line in one line with what to type; a command that wants another word gets its help."""
+    text = error.format_message()
+    if text.startswith("Usage:"):
+        return str(text)
+    words = " ".join(text.split()).replace("Value error, ", "").rstrip(".")
+    command = error.ctx.command_path if error.ctx else Path(sys.argv[0]).name
+    return f"dslth: {words[0].lower()}{words[1:]}; see {command} --help"
 
 
 def _version(wanted: bool) -> None:
@@ -161,9 +132,7 @@ def run(
     ] = TransportName.ZEROMQ,
     no_exchange: NoExchangeOption = False,
     data_dir: DataDirOption = None,
-    out_dir: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Run folder to write [default: a new one under runs/].")
-    ] = None,
+    out_dir: OutOption = None,
     join_timeout: JoinTimeoutOption = 60.0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -172,13 +141,19 @@ def run(
 
     Ctrl-C ends all peers; what was measured stays in the run folder.
     """
-    settings = _load(topology_file, rounds, seed, graph, partition, preset, codec, no_exchange, data_dir)
-    graph_of_peers = topology.build(settings.graph, settings.experiment.seed)
-    folder = _folder(out_dir, topology_file)
-    with _downloads() as progress:
-        note = launcher.preflight(settings, graph_of_peers, progress)
-    if note:
-        err.print(f"note: {note}", highlight=False)
+    settings, graph_of_peers = options.read(
+        topology_file,
+        rounds=rounds,
+        seed=seed,
+        graph=graph,
+        partition=partition,
+        preset=preset,
+        codec=codec,
+        no_exchange=no_exchange,
+        data_dir=data_dir,
+    )
+    options.look_at_data(settings, graph_of_peers)
+    folder = options.new_folder(out_dir, topology_file)
     table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
     with _live(table, quiet=as_json) as watch:
         outcome = launcher.run_local(
@@ -193,67 +168,10 @@ def run(
         raise typer.Exit(130)
 
 
-def _load(
-    topology_file: str,
-    rounds: int | None,
-    seed: int | None,
-    graph: Path | None,
-    partition: Path | None,
-    preset: str | None,
-    codec: str | None,
-    no_exchange: bool,
-    data_dir: Path | None,
-) -> config.RunConfig:
-    """Read the topology file with the command line's wishes laid on it."""
-    experiment: dict[str, Any] = {"rounds": rounds, "seed": seed, "preset": preset, "codec": codec}
-    experiment = {
-        key: str(value) if isinstance(value, StrEnum) else value
-        for key, value in experiment.items()
-        if value is not None
-    }
-    if partition is not None:
-        experiment.setdefault("data", {})["partition"] = {"kind": "counts", "table": config.read_counts(partition)}
-    if data_dir is not None:
-        if not data_dir.is_dir():
-            raise MissingFileError(f"--data-dir {data_dir}: no such folder")
-        experiment.setdefault("data", {})["folder"] = str(data_dir.resolve())
-    if no_exchange:
-        experiment["algorithm"] = {"exchange": False}
-    overrides: dict[str, Any] = {"experiment": experiment}
-    if graph is not None:
-        overrides["graph"] = {"kind": "file", "file": str(graph.resolve())}
-    return config.load(topology_file, overrides)
-
-
-def _folder(wanted: Path | None, topology_file: str) -> RunFolder:
-    if wanted is None:
-        return RunFolder.fresh(topology_file)
-    if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-        raise OutputError(f"--out {wanted} is there already and not empty; choose another folder, or remove it")
-    return RunFolder(wanted)
-
-
 def _title(topology_file: str, settings: config.RunConfig) -> str:
     experiment = settings.experiment
     what = f"{experiment.model.name} on {experiment.data.name}, preset {experiment.preset}, seed {experiment.seed}"
     return f"{Path(topology_file).stem}: {what}"
-
-
-@contextmanager
-def _downloads() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each file that is downloaded, if any."""
-    with ExitStack() as shown:
-        bars = Progress(console=err, transient=True)
-        tasks: dict[str, TaskID] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if not tasks:
-                shown.enter_context(bars)
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total or None)
-            bars.update(tasks[name], completed=done)
-
-        yield progress
 
 
 @contextmanager
@@ -262,7 +180,7 @@ def _live(table: report.LiveTable, quiet: bool) -> Iterator[Callable[[Event], No
     if quiet:
         yield table.take
     elif out.is_terminal:
-        with Live(table, console=out, refresh_per_second=8, transient=True):
+        with options.orderly(), Live(table, console=out, refresh_per_second=8, transient=True):
             yield table.take
     else:
         last = ""
@@ -369,13 +287,19 @@ def _peer(
 
     Without a 'network' section in the file, peer i listens on 127.0.0.1, port 47100 + i.
     """
-    settings = _load(topology_file, rounds, seed, graph, partition, preset, codec, no_exchange, data_dir)
-    graph_of_peers = topology.build(settings.graph, settings.experiment.seed)
+    settings, graph_of_peers = options.read(
+        topology_file,
+        rounds=rounds,
+        seed=seed,
+        graph=graph,
+        partition=partition,
+        preset=preset,
+        codec=codec,
+        no_exchange=no_exchange,
+        data_dir=data_dir,
+    )
     config.check_peer(peer, graph_of_peers.peers, "--id")
-    with _downloads() as progress:
-        note = launcher.preflight(settings, graph_of_peers, progress)
-    if note:
-        err.print(f"note: {note}", highlight=False)
+    options.look_at_data(settings, graph_of_peers)
     network = settings.network or config.NetworkConfig()
     addresses = [network.address(other) for other in range(graph_of_peers.peers)]
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -195,7 +195,12 @@ def run_local(
         folder.write_summary(summarise(folder))
     if failures and not stop.is_set():
         raise _error(failures)
-    summary = summarise(folder)
+    try:
+        summary = summarise(folder)
+    except MissingFileError:
+        if stop.is_set():  # asked to end before there was anything to show
+            raise KeyboardInterrupt from None
+        raise
     return Outcome(folder, summary, interrupted=stop.is_set())
 
 
@@ -241,9 +246,10 @@ class _Processes:
         reports = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
-        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server loads torch: Ctrl-C must not cut into that
+        resource_tracker.ensure_running()  # by itself, because it lets signals through
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits it: Ctrl-C must not cut into it
         forkserver.ensure_running()
-        signal.signal(signal.SIGINT, ours)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self._failures: dict[int, _Failure] = {}
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, BaseProcess] = {}

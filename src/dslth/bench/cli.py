@@ -1,24 +1,31 @@
 """``dslth bench``: the command line of the benchmarks; what measures is loaded when it is asked for."""
 
 import json
+import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from dslth import config, launcher, topology
-from dslth.errors import MissingFileError, OutputError
-from dslth.runfolder import RunFolder
+from dslth import launcher, options
+from dslth.options import (
+    DataDirOption,
+    DebugOption,
+    GraphOption,
+    JsonOption,
+    OutOption,
+    PartitionOption,
+    PresetOption,
+    RoundsOption,
+    SeedOption,
+    TopologyOption,
+    err,
+)
 
 __all__ = ["bench_app"]
 
-bench_app = typer.Typer(
-    help="Measure: communication cost, codecs.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-err = Console(stderr=True)
+bench_app = typer.Typer(help="Measure: communication cost, codecs.", no_args_is_help=True, **options.STYLE)
 
 
 @bench_app.callback()
@@ -28,59 +35,49 @@ def _root() -> None:
 
 @bench_app.command()
 def comm(
-    topology_file: Annotated[
-        str, typer.Option("--topology", "-t", metavar="FILE", help="Topology file: a path, or a name that is shipped.")
-    ],
-    rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds, in place of the file's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed, in place of the file's.")] = None,
-    graph: Annotated[Path | None, typer.Option(metavar="FILE", help="Graph in place of the file's.")] = None,
-    partition: Annotated[Path | None, typer.Option(metavar="FILE", help="Counts table for the partition.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings that the file's are laid on: signed or mce-pl.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of data sets.")] = None,
+    topology_file: TopologyOption = "ring",
+    rounds: RoundsOption = None,
+    seed: SeedOption = None,
+    graph: GraphOption = None,
+    partition: PartitionOption = None,
+    preset: PresetOption = None,
+    data_dir: DataDirOption = None,
     rows: Annotated[str | None, typer.Option(metavar="A,B,C", help="Rows to run [default: all].")] = None,
     target: Annotated[
         float | None, typer.Option(min=0, max=1, help="Say the bytes to this mean personal accuracy, too.")
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Run each baseline at several learning rates.")] = False,
-    out_dir: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write [default: a new one under runs/].")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON on stdout.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    out_dir: OutOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Compare MCE-PL with each codec, without exchange, its ablations, and dense or sparse baselines.
 
     Every row is a run of all peers on this machine over real sockets. Writes comm.csv, comm.json, comm.md, accuracy.png
     and bits.png besides the rows' run folders.
     """
-    experiment: dict[str, Any] = {"rounds": rounds, "seed": seed, "preset": preset}
-    experiment = {key: value for key, value in experiment.items() if value is not None}
-    if data_dir is not None and not data_dir.is_dir():
-        raise MissingFileError(f"--data-dir {data_dir}: no such folder")
-    wanted_data = {
-        "partition": partition and {"kind": "counts", "table": config.read_counts(partition)},
-        "folder": data_dir and str(data_dir.resolve()),
-    }
-    experiment["data"] = {key: value for key, value in wanted_data.items() if value}
-    overrides = {"experiment": experiment} | (
-        {"graph": {"kind": "file", "file": str(graph.resolve())}} if graph is not None else {}
+    settings, graph_of_peers = options.read(
+        topology_file,
+        rounds=rounds,
+        seed=seed,
+        graph=graph,
+        partition=partition,
+        preset=preset,
+        data_dir=data_dir,
     )
-    settings = config.load(topology_file, overrides)
-    graph_of_peers = topology.build(settings.graph, settings.experiment.seed)
-    if note := launcher.preflight(settings, graph_of_peers):
-        err.print(f"note: {note}", highlight=False)
-    if out_dir is not None and out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise OutputError(f"--out {out_dir} is there already and not empty; choose another folder, or remove it")
-    folder = out_dir or RunFolder.fresh(f"bench-comm-{Path(topology_file).stem}").path
+    options.look_at_data(settings, graph_of_peers)
 
     from dslth.bench import comm, show  # torch is heavy: only who measures loads it
 
     selected = comm.chosen(rows)
+    folder = options.new_folder(out_dir, f"bench-comm-{Path(topology_file).stem}").path
+    stop = threading.Event()
     measured = []
-    for figures in comm.run_rows(selected, settings, graph_of_peers, folder / "rows", tune=tune, say=_say):
-        measured.append(figures)
-        compared = comm.compare(measured, target)
-        show.write(compared, settings.model_dump(mode="json"), target, folder)
+    with launcher.end_on_signals(stop):  # between two rows too: what is measured is written
+        for figures in comm.run_rows(selected, settings, graph_of_peers, folder / "rows", stop, tune=tune, say=_say):
+            measured.append(figures)
+            compared = comm.compare(measured, target)
+            show.write(compared, settings.model_dump(mode="json"), target, folder)
     if not measured:
         err.print("interrupted before the first row was done", highlight=False)
         raise typer.Exit(130)
@@ -106,8 +103,8 @@ def codec(
     out_dir: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder to write codec.csv and codec.json into.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON on stdout.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Measure size against entropy and speed of each mask codec, beside zstd and a sparse bit code."""
     from dslth.bench import codec as measured

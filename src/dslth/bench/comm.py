@@ -6,6 +6,7 @@ of this machine. Accuracy is on test samples of a peer's own classes; bytes are 
 
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -268,11 +269,12 @@ def run_rows(
     run: RunConfig,
     topology: Topology,
     folder: Path,
+    stop: threading.Event,
     *,
     tune: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Figures]:
-    """Run rows one after the other and give their figures; ends early where a run is interrupted.
+    """Run rows one after the other and give their figures; ends early where a run is interrupted or ``stop`` is set.
 
     With ``tune`` a baseline runs at each rate of RATES, and the one that ends with the best personal accuracy counts.
     """
@@ -283,7 +285,7 @@ def run_rows(
             be = replace(row.be, lr=lr) if isinstance(row.be, Baseline) else row.be
             place = RunFolder(folder / (row.name if lr is None else f"{row.name}-{lr:g}"))
             settings = row.settings(run)
-            if run_local(settings, topology, place, be=be).interrupted:
+            if stop.is_set() or run_local(settings, topology, place, be=be).interrupted:
                 return
             figures = measure(row, place, lr)
             shutil.rmtree(place.path / "masks", ignore_errors=True)

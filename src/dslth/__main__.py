@@ -1,0 +1,34 @@
+"""Where the commands start, ``python -m dslth`` among them: Ctrl-C is seen to before anything heavy is imported.
+
+From here on Ctrl-C ends a command at once, with 130 and without a word; an exception in the midst of an import would be
+a traceback, or be swallowed. What must be put in order first says so: ``options.orderly``, ``launcher.end_on_signals``.
+"""
+
+import os
+import signal
+
+
+def _end(number: int, frame: object) -> None:
+    os._exit(130)
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who starts it with SIGINT ignored means that
+    signal.signal(signal.SIGINT, _end)
+
+
+def main() -> None:
+    """Run ``dslth``."""
+    from dslth import cli
+
+    cli.main()
+
+
+def peer_main() -> None:
+    """Run ``dslth-peer``."""
+    from dslth import cli
+
+    cli.peer_main()
+
+
+if __name__ == "__main__":
+    main()
