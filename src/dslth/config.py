@@ -5,12 +5,15 @@ that all peers must agree on) and ``peers`` (what differs by peer; optional). Un
 """
 
 import os
+import re
+import reprlib
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dslth.errors import ConfigError, MissingFileError, UnknownPeerError
 
@@ -32,9 +35,22 @@ __all__ = [
     "shipped",
 ]
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
+MOST = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Whole = Annotated[int, Field(ge=-MOST, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**64, strict=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _text(value: str) -> str:
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("holds characters that no text file or file name can hold")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
 
 
 class Settings(BaseModel):
@@ -50,28 +66,28 @@ class Ring(Settings):
     """Each peer linked to the next, the last to the first."""
 
     kind: Literal["ring"]
-    peers: Annotated[int, Field(ge=3)]
+    peers: Annotated[int, Field(ge=3, le=MOST)]
 
 
 class Line(Settings):
     """Each peer linked to the next."""
 
     kind: Literal["line"]
-    peers: Annotated[int, Field(ge=2)]
+    peers: Annotated[int, Field(ge=2, le=MOST)]
 
 
 class Star(Settings):
     """Peer 0 linked to all others."""
 
     kind: Literal["star"]
-    peers: Annotated[int, Field(ge=2)]
+    peers: Annotated[int, Field(ge=2, le=MOST)]
 
 
 class Full(Settings):
     """Each peer linked to every other: a mesh."""
 
     kind: Literal["full"]
-    peers: Annotated[int, Field(ge=2)]
+    peers: Annotated[int, Field(ge=2, le=MOST)]
 
 
 class Grid(Settings):
@@ -86,51 +102,51 @@ class Torus(Settings):
     """A grid whose opposite borders are linked."""
 
     kind: Literal["torus"]
-    rows: Annotated[int, Field(ge=3)]
-    columns: Annotated[int, Field(ge=3)]
+    rows: Annotated[int, Field(ge=3, le=MOST)]
+    columns: Annotated[int, Field(ge=3, le=MOST)]
 
 
 class ErdosRenyi(Settings):
     """Each pair linked with probability ``p``; drawn again (with derived seeds) until in one piece."""
 
     kind: Literal["erdos-renyi"]
-    peers: Annotated[int, Field(ge=2)]
+    peers: Annotated[int, Field(ge=2, le=MOST)]
     p: Share
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 class SmallWorld(Settings):
     """Watts-Strogatz: a ring with ``neighbours`` links a peer, each rewired with probability ``p``."""
 
     kind: Literal["small-world"]
-    peers: Annotated[int, Field(ge=3)]
-    neighbours: Annotated[int, Field(ge=2)]
+    peers: Annotated[int, Field(ge=3, le=MOST)]
+    neighbours: Annotated[int, Field(ge=2, le=MOST)]
     p: Probability
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 class RandomRegular(Settings):
     """Every peer has ``degree`` links, drawn at random."""
 
     kind: Literal["random-regular"]
-    peers: Annotated[int, Field(ge=2)]
+    peers: Annotated[int, Field(ge=2, le=MOST)]
     degree: Positive
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 class Edges(Settings):
     """The links themselves, as pairs of ids 0 .. peers-1."""
 
     kind: Literal["edges"]
-    peers: Annotated[int, Field(ge=2)]
-    edges: tuple[tuple[int, int], ...]
+    peers: Annotated[int, Field(ge=2, le=MOST)]
+    edges: tuple[tuple[Whole, Whole], ...]
 
 
 class GraphFile(Settings):
     """A file made elsewhere: 0/1 adjacency matrix, edge list, or GraphML; relative to the topology file."""
 
     kind: Literal["file"]
-    file: str
+    file: Text
 
 
 GraphConfig = Annotated[
@@ -141,24 +157,60 @@ GraphConfig = Annotated[
 # --- network --------------------------------------------------------------------------------------------------------
 
 
+def _host(host: str) -> str:
+    """Check the name or number of a host that others connect to; ``{id}`` in it stands for a peer."""
+    if host.startswith("[") and host.endswith("]"):
+        IPv6Address(host[1:-1])
+    elif re.fullmatch(r"[\d.]+", host):
+        IPv4Address(host)
+    elif not re.fullmatch(r"([A-Za-z0-9_.-]|\{id\})+", host):
+        raise ValueError("expected the name or number of a host that neighbours can connect to")
+    return host
+
+
+def _address(address: str) -> str:
+    """Check an address and give it in full, as in ``tcp://10.0.0.7:47100``."""
+    scheme, _, rest = address.rpartition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme not in ("", "tcp"):
+        raise ValueError(f"peers talk over tcp, not {scheme}; write HOST:PORT")
+    if not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535) or "{" in host:
+        raise ValueError("expected HOST:PORT, with a port from 1 to 65535")
+    return f"tcp://{_host(host)}:{int(port)}"
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
 class NetworkConfig(Settings):
     """Where peers listen: peer ``i`` at ``host:base_port + i``, at ``host:port``, or at ``addresses[i]``.
 
-    ``host`` may hold ``{id}``, as in ``peer-{id}``.
+    ``host`` may hold ``{id}``, as in ``peer-{id}``, and must where all peers have the same ``port``.
     """
 
-    host: str = "127.0.0.1"
-    base_port: Annotated[int, Field(ge=1, le=65535)] = 47100
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    addresses: tuple[str, ...] | None = None
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    base_port: Port = 47100
+    port: Port | None = None
+    addresses: tuple[Annotated[str, AfterValidator(_address)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _an_address_each(self) -> "NetworkConfig":
+        if self.addresses is None and self.port is not None and "{id}" not in self.host:
+            raise ValueError(
+                f"all peers would be at {self.host}:{self.port}; give base_port in place of port, or a host with {{id}}"
+            )
+        first: dict[str, int] = {}
+        for peer, address in enumerate(self.addresses or ()):
+            if first.setdefault(address, peer) != peer:
+                raise ValueError(f"addresses: peers {first[address]} and {peer} are both at {address}")
+        return self
 
     def address(self, peer: int) -> str:
         """Give the ZeroMQ address of a peer, e.g. ``tcp://127.0.0.1:47103``."""
         if self.addresses is not None:
             if peer >= len(self.addresses):
                 raise ConfigError(f"network.addresses: {len(self.addresses)} addresses, but there is a peer {peer}")
-            address = self.addresses[peer]
-            return address if "://" in address else f"tcp://{address}"
+            return self.addresses[peer]
         port = self.port if self.port is not None else self.base_port + peer
         if port > 65535:
             raise ConfigError(f"network.base_port: {self.base_port} leaves no port for peer {peer}")
@@ -209,8 +261,8 @@ class CountsPartition(Settings):
     """
 
     kind: Literal["counts"]
-    file: str | None = None
-    table: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] | None = None
+    file: Text | None = None
+    table: tuple[tuple[Count, ...], ...] | None = None
     fraction: Share = 1.0
 
     @model_validator(mode="after")
@@ -231,7 +283,7 @@ class DataConfig(Settings):
     name: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
     partition: PartitionConfig = ClassesPartition(kind="classes", classes_per_peer=4)
     test_samples: Positive = 500
-    folder: str | None = None
+    folder: Text | None = None
 
 
 class ModelConfig(Settings):
@@ -258,7 +310,7 @@ class AlgorithmConfig(Settings):
     batch: Positive = 128
     density: Density
     lasso: Annotated[float, Field(ge=0)] = 0.0
-    min_filter_weights: Annotated[int, Field(ge=0)] = 0
+    min_filter_weights: Count = 0
     scores: Literal["own", "common"] = "own"
     inertia: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -269,7 +321,7 @@ class ExperimentConfig(Settings):
     """What all peers of a run agree on."""
 
     preset: Literal["signed", "mce-pl"] = "signed"
-    seed: Annotated[int, Field(ge=0, strict=True)] = 1
+    seed: Seed = 1
     rounds: Positive = 20
     data: DataConfig = DataConfig()
     model: ModelConfig
@@ -314,10 +366,10 @@ class DeviceConfig(Settings):
     ``speed`` below 1 stretches the peer's computing time by 1/speed, so that a fast machine can play a slow device.
     """
 
-    description: str = ""
+    description: Text = ""
     density: Density | None = None
     batch: Positive | None = None
-    threads: Positive = 1
+    threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     speed: Share = 1.0
 
 
@@ -327,7 +379,7 @@ class PeerConfig(DeviceConfig):
     Reading puts the profile's keys here and its name into ``device``.
     """
 
-    device: str = "this machine"
+    device: Text = "this machine"
 
 
 class RunConfig(Settings):
@@ -336,7 +388,7 @@ class RunConfig(Settings):
     graph: GraphConfig
     network: NetworkConfig | None = None
     experiment: ExperimentConfig
-    peers: dict[int, PeerConfig] = {}
+    peers: dict[Whole, PeerConfig] = {}
 
     def device(self, peer: int) -> PeerConfig:
         """Give the settings of a peer's device."""
@@ -419,8 +471,8 @@ def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
             row = tuple(int(word) for word in line.split())
         except ValueError:
             raise ConfigError(f"{path}:{number}: a counts table holds whole numbers only, got {line[:40]!r}") from None
-        if any(count < 0 for count in row) or (rows and row and len(row) != len(rows[0])):
-            raise ConfigError(f"{path}:{number}: rows must be equally long and counts at least 0")
+        if not all(0 <= count <= MOST for count in row) or (rows and row and len(row) != len(rows[0])):
+            raise ConfigError(f"{path}:{number}: rows must be equally long and counts from 0 to {MOST}")
         if row:
             rows.append(row)
     if not rows:
@@ -433,9 +485,9 @@ def _with_profile(peer: Any, entry: Any, topology: Path) -> Any:
         return entry
     name = entry["profile"]
     if not isinstance(name, str):
-        raise ConfigError(f"{topology}: peers.{peer}.profile: expected a name or a path, got {name!r:.60}")
+        raise ConfigError(f"{topology}: peers.{_word(peer)}.profile: expected a name or a path, got {_shown(name)}")
     beside = topology.parent / name
-    file = beside if beside.is_file() else _find(Path(name), "peers", "device profile")
+    file = beside if os.path.isfile(beside) else _find(Path(name), "peers", "device profile")
     profile = _read_yaml(file)
     try:
         DeviceConfig.model_validate(profile)
@@ -450,7 +502,7 @@ def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path
     if not path.suffix:
         candidates.append(shipped(folder) / f"{path}.yaml")
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False, where Path.is_file raises, for names that no file can have
             return candidate
     known = ", ".join(sorted(file.stem for file in shipped(folder).glob("*.yaml")))
     raise MissingFileError(f"no {what} file {str(path)!r}; the ones that come with dslth: {known}")
@@ -459,32 +511,38 @@ def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise MissingFileError(f"cannot read {path}: {reason}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
     try:
-        raw = yaml.safe_load(_read_text(path))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that cannot be
+        raw = yaml.safe_load(text)
+    except Exception as error:  # PyYAML has an own kind for each odd value: a date that cannot be, nesting too deep ...
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from None
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(f"{path}{line}: not YAML: {' '.join(problem.split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(raw).__name__}")
     return raw
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay ``over`` on ``base``; mappings merge key by key, but one that names another ``kind`` replaces the whole."""
+    """Lay ``over`` on ``base``; mappings merge key by key, but one that names another ``kind`` replaces the whole.
+
+    Where ``over`` has a mapping and ``base`` a word, the word stays: validation says that it should be a mapping.
+    """
     merged = dict(base)
     for key, value in over.items():
-        below = merged.get(key)
-        same_kind = (
-            isinstance(below, dict) and isinstance(value, dict) and value.get("kind") in (None, below.get("kind"))
-        )
-        merged[key] = _merge(below, value) if same_kind and isinstance(below, dict) and key != "density" else value
+        below = merged.get(key, {})
+        if key == "density" or not isinstance(value, dict):
+            merged[key] = value
+        elif isinstance(below, dict):
+            same_kind = value.get("kind") in (None, below.get("kind"))
+            merged[key] = _merge(below, value) if same_kind else value
     return merged
 
 
@@ -504,9 +562,26 @@ def _first(error: ValidationError, raw: Any) -> str:
     elif first["type"] == "missing":
         text = "missing"
     else:
-        text = f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r:.60}"
+        message = f"{' '.join(first['msg'].removeprefix('Value error, ').split()):.300}"
+        text = f"{message[0].lower()}{message[1:]}, got {_shown(first['input'])}"
     more = error.error_count() - 1
     return f"{key}: {text}" + (f" (and {more} more)" if more else "")
+
+
+def _shown(value: Any) -> str:
+    """Write a value in at most 60 characters, also one that holds itself or a number of a million digits."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 60
+    try:
+        return f"{shown.repr(value):.60}"
+    except ValueError:
+        return "a number of too many digits"
+
+
+def _word(key: Any) -> str:
+    """Write a key as it is, unless that would break a line or fill it."""
+    word = str(key)
+    return word if word.isprintable() and len(word) <= 60 else _shown(key)
 
 
 def _keys(location: tuple[int | str, ...], raw: Any, *, last: bool) -> Iterator[str]:
@@ -514,7 +589,7 @@ def _keys(location: tuple[int | str, ...], raw: Any, *, last: bool) -> Iterator[
     for number, part in enumerate(location):
         below = dict(enumerate(raw)) if isinstance(raw, list | tuple) else raw
         if isinstance(below, dict) and (part in below or (last and number == len(location) - 1)):
-            yield str(part)
+            yield _word(part)
             raw = below.get(part)
 
 
