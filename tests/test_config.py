@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dslth import config, topology
 from dslth.config import ByKind, NetworkConfig, RunConfig
-from dslth.errors import ConfigError, MissingFileError, UnknownPeerError
+from dslth.errors import ConfigError, DslthError, MissingFileError, UnknownPeerError
 
 RING = "graph: {kind: ring, peers: 4}\n"
 SMALL = RING + "experiment: {model: {name: mlp}}\n"
@@ -61,7 +63,7 @@ def test_a_file_in_the_working_folder_wins_over_a_shipped_one(tmp_path: Path, mo
     assert config.load("ring.yaml") == own
 
 
-@pytest.mark.parametrize("name", ["absent", "absent.yaml", "."])
+@pytest.mark.parametrize("name", ["absent", "absent.yaml", ".", 300 * "long", "a\0b"])
 def test_a_missing_file_is_named_with_the_shipped_ones(name: str, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=re.escape(repr(str(tmp_path / name)))) as caught:
         config.load(tmp_path / name)
@@ -103,6 +105,8 @@ def _with(**keys: str) -> str:
     ("text", "key", "value"),
     [
         (_with(seed="-1"), "experiment.seed", "-1"),
+        (_with(seed="18446744073709551616"), "experiment.seed", "18446744073709551616"),
+        (_with(rounds="2147483648"), "experiment.rounds", "2147483648"),
         (_with(seed="abc"), "experiment.seed", "'abc'"),
         (_with(rounds="0"), "experiment.rounds", "0"),
         (_with(rounds="2.5"), "experiment.rounds", "2.5"),
@@ -132,6 +136,7 @@ def _with(**keys: str) -> str:
         (_with(data="{partition: {kind: counts, table: [[1, 2], [3]]}}"), "experiment.data.partition", "[3]"),
         (_with(data="{partition: {kind: counts, table: []}}"), "experiment.data.partition", "[]"),
         (RING + "experiment: {model: {name: vgg}}\n", "experiment.model.name", "'vgg'"),
+        (RING + "experiment: {seed: -0x" + 9000 * "f" + "}\n", "experiment.seed", "a number of too many digits"),
         (RING + "experiment: mlp\n", "experiment", "'mlp'"),
         (RING + "experiment:\n", "experiment", "None"),
         ("graph: {kind: ring, peers: 2}\nexperiment: {model: {name: mlp}}\n", "graph.peers", "2"),
@@ -140,6 +145,21 @@ def _with(**keys: str) -> str:
         ("graph: ring\nexperiment: {model: {name: mlp}}\n", "graph", "'ring'"),
         (SMALL + "network: {base_port: 65536}\n", "network.base_port", "65536"),
         (SMALL + "network: {port: 0}\n", "network.port", "0"),
+        (SMALL + "network: {port: 47100}\n", "network: all peers would be at 127.0.0.1:47100; give base_port", "47100"),
+        (SMALL + "network: {addresses: [a:1, b:1, 'tcp://a:1']}\n", "network: addresses: peers 0 and 2", "a:1"),
+        (SMALL + "network: {addresses: [a:1, 'ipc:///tmp/b']}\n", "network.addresses.1: peers talk over tcp", "ipc"),
+        (SMALL + "network: {addresses: ['inproc://b']}\n", "network.addresses.0", "inproc"),
+        (SMALL + "network: {addresses: [a]}\n", "network.addresses.0: expected HOST:PORT", "'a'"),
+        (SMALL + "network: {addresses: ['a:0']}\n", "network.addresses.0: expected HOST:PORT", "'a:0'"),
+        (SMALL + "network: {addresses: ['a:65536']}\n", "network.addresses.0: expected HOST:PORT", "'a:65536'"),
+        (SMALL + "network: {addresses: ['*:47100']}\n", "network.addresses.0: expected the name", "'*:47100'"),
+        (SMALL + "network: {addresses: ['a b:47100']}\n", "network.addresses.0: expected the name", "'a b:47100'"),
+        (SMALL + "network: {addresses: [':47100']}\n", "network.addresses.0: expected the name", "':47100'"),
+        (SMALL + "network: {addresses: ['10.0.0.700:1']}\n", "network.addresses.0", "10.0.0.700:1"),
+        (SMALL + "network: {addresses: ['a-{id}:1']}\n", "network.addresses.0", "a-{id}:1"),
+        (SMALL + "network: {host: 'peer-{number}'}\n", "network.host", "'peer-{number}'"),
+        (SMALL + "network: {host: ''}\n", "network.host", "''"),
+        (SMALL + "network: {host: 'tcp://a'}\n", "network.host", "'tcp://a'"),
         (SMALL + "peers: {first: {batch: 3}}\n", "peers.first", "'first'"),
         (SMALL + "peers: {0: {speed: 2}}\n", "peers.0.speed", "2"),
         (SMALL + "peers: {0: {profile: 3}}\n", "peers.0.profile", "3"),
@@ -178,6 +198,13 @@ def test_a_missing_key_is_named(file: Path, text: str, key: str) -> None:
         (b"graph: \x01", ConfigError, "not YAML"),
         (b"a: !!python/object/apply:os.getcwd []\n", ConfigError, "not YAML"),
         (b"\xff\xfe\x00", MissingFileError, "not a text file"),
+        (b"graph: " + 20_000 * b"[", ConfigError, "not YAML"),
+        (b"graph: " + 20_000 * b"[" + 20_000 * b"]", ConfigError, "not YAML"),
+        (b"graph: !!timestamp yes\n", ConfigError, "not YAML"),
+        (b"graph: !!int ''\n", ConfigError, "not YAML"),
+        (b"graph: &a [*a]\n", ConfigError, "graph: input should be a valid dict"),
+        (b'graph: {kind: file, file: "a\\0b"}\n', ConfigError, "graph.file: holds characters"),
+        (b'graph: {kind: ring, peers: 3}\npeers: {0: {device: "\\ud800"}}\n', ConfigError, "peers.0.device: holds"),
     ],
 )
 def test_a_file_that_is_no_yaml_of_keys_is_refused(
@@ -193,6 +220,71 @@ def test_a_file_that_is_no_yaml_of_keys_is_refused(
 def test_a_value_that_yaml_itself_cannot_convert_is_refused(file: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(str(file))):
         load(file, _with(seed=value))
+
+
+PROPERTY = settings(max_examples=200, deadline=None, database=None)
+
+WORDS = """
+graph kind ring peers edges full experiment network host port addresses file counts table density speed seed model name
+mlp algorithm lr <<: *a &a !!int !!binary !!timestamp !!set !!omap !!str ~ null yes .nan -.inf 1e999 0x_ 1:60 2001-01-32
+? - -- --- ... | > % @ ` ' " { } [ ] , : # 0 1 3 -1 99999999999999999999 0.5 \\
+"""
+words = st.sampled_from(WORDS.split()) | st.sampled_from(
+    ["\n", "\n  ", " ", ": ", "- ", "\t", "\0", "\ud800", "\u2028"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3) | st.dates(),
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(0, 4), below, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def _is_a_run_or_an_error_of_ours(file: Path) -> None:
+    said = ""
+    try:
+        run = config.load(file)
+        topology.build(run.graph, run.experiment.seed)
+        if run.network:
+            run.network.address(0)
+    except DslthError as error:
+        said = str(error)
+    if said:
+        assert len(said.splitlines()) == 1
+        return
+    again = file.with_name("again.yaml")
+    again.write_text(run.to_yaml(), encoding="utf-8")
+    assert config.load(again) == run
+    assert config.identity(run, "abc") == config.identity(config.load(again), "abc")
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("yaml") / "any.yaml"
+
+
+@PROPERTY
+@given(st.lists(words, max_size=25).map("".join) | st.lists(words, max_size=25).map(" ".join))
+def test_any_text_is_a_run_or_an_error_of_ours(scratch: Path, text: str) -> None:
+    scratch.write_bytes(text.encode(errors="surrogatepass"))
+    _is_a_run_or_an_error_of_ours(scratch)
+
+
+def _places(tree: Any) -> list[tuple[Any, Any]]:
+    """Give every (container, key) of nested mappings and lists."""
+    keys = list(tree) if isinstance(tree, dict) else list(range(len(tree))) if isinstance(tree, list) else []
+    return [(tree, key) for key in keys] + [place for key in keys for place in _places(tree[key])]
+
+
+@PROPERTY
+@given(st.data(), values)
+def test_any_value_in_any_place_is_a_run_or_an_error_of_ours(scratch: Path, data: st.DataObject, value: Any) -> None:
+    tree = yaml.safe_load(data.draw(st.sampled_from([EVERYTHING, SMALL])))
+    container, key = data.draw(st.sampled_from(_places(tree)))
+    container[key] = value
+    scratch.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    _is_a_run_or_an_error_of_ours(scratch)
 
 
 # --- presets and overrides ------------------------------------------------------------------------------------------
@@ -280,6 +372,13 @@ def test_another_kind_replaces_and_the_same_kind_merges(file: Path) -> None:
     assert load(file, text, {"graph": {"peers": 9}}).graph == config.Ring(kind="ring", peers=9)
     with pytest.raises(ConfigError, match=r"graph\.rows: missing"):
         load(file, text, {"graph": {"kind": "torus"}})
+
+
+@pytest.mark.parametrize("section", ["experiment: mlp", "experiment:", "experiment: {data: digits}"])
+def test_an_override_does_not_hide_what_is_no_section(file: Path, section: str) -> None:
+    overrides = {"experiment": {"rounds": 3, "data": {"folder": "/data"}}}
+    with pytest.raises(ConfigError, match=r"experiment(\.data)?: input should be a valid dict"):
+        load(file, RING + section, overrides)
 
 
 def test_a_wrong_override_is_refused_like_the_file(file: Path) -> None:
@@ -381,7 +480,8 @@ def test_counts_need_either_a_file_or_a_table(file: Path, partition: str) -> Non
         ("", "the counts table is empty"),
         ("\n \n", "the counts table is empty"),
         ("1 2\n3\n", ":2: rows must be equally long"),
-        ("1 2\n\n3 -4\n", ":3: rows must be equally long and counts at least 0"),
+        ("1 2\n\n3 -4\n", ":3: rows must be equally long and counts from 0"),
+        ("1 99999999999\n", ":1: rows must be equally long and counts from 0"),
         ("-1\n", ":1: "),
         ("1 2\n3 x\n", ":2: a counts table holds whole numbers only, got '3 x'"),
         ("1.5 2\n", ":1: a counts table holds whole numbers only"),
@@ -588,7 +688,7 @@ def test_identity_is_flat_text(file: Path) -> None:
         (NetworkConfig(host="{id}.row{id}.example.org", base_port=80), 2, "tcp://2.row2.example.org:82"),
         (NetworkConfig(host="peer-{id}", port=9, base_port=5), 1, "tcp://peer-1:9"),
         (NetworkConfig(addresses=("a:1", "b:2")), 1, "tcp://b:2"),
-        (NetworkConfig(addresses=("a:1", "ipc:///tmp/b"), port=9), 1, "ipc:///tmp/b"),
+        (NetworkConfig(addresses=("a:1", "tcp://[::1]:2"), port=9), 1, "tcp://[::1]:2"),
         (NetworkConfig(base_port=65535), 0, "tcp://127.0.0.1:65535"),
     ],
 )

@@ -338,6 +338,12 @@ def test_the_authors_graph_is_read() -> None:
         (GRAPHML.format('<node id="a"/><edge source="a" target="a"/>').encode(), "linked to itself"),
         (GRAPHML.format('<node id="a"/><node id="b"/>').encode(), "in 2 pieces"),
         (GRAPHML.format("").encode(), r"0 peer\(s\)"),
+        (GRAPHML.format("<node/><node/>").encode(), "every node needs an id of its own; 2 nodes, 1 ids"),
+        (GRAPHML.format('<node id="a"/><node/><edge source="a" target="a"/>').encode(), "every node needs an id"),
+        (GRAPHML.format('<node id="a"/><node id="a"/>').encode(), "every node needs an id of its own"),
+        (GRAPHML.format('<node id="a"/><edge source="a" target="b"/>').encode(), "names the node 'b', which is not"),
+        (GRAPHML.format('<node id="a"/><edge source="a"/>').encode(), "names the node 'None', which is not"),
+        (GRAPHML.format('<node id="a"><data key="k"/></node>').encode(), "not GraphML"),
     ],
 )
 def test_a_file_that_is_no_graph_to_learn_on_is_refused_by_name(tmp_path: Path, content: bytes, says: str) -> None:
@@ -365,7 +371,47 @@ def test_any_file_is_a_graph_or_a_topology_error(scratch: Path, content: bytes) 
     assert reached(graph) == set(range(graph.peers))
 
 
-@pytest.mark.parametrize("name", ["absent.txt", "."])
+PIECES = [
+    *[
+        "<node/>",
+        "<edge/>",
+        "<data/>",
+        "<graph>",
+        "</graph>",
+        "</graphml>",
+        "<hyperedge/>",
+        "&amp;",
+        "&a;",
+        "<!--",
+        "<port/>",
+    ],
+    *[
+        '<node id="a"/>',
+        '<node id="b"/>',
+        '<edge source="a" target="b"/>',
+        '<edge source="b"/>',
+        '<data key="k">1</data>',
+    ],
+    *[
+        '<key id="k"/>',
+        '<key id="k" for="edge" attr.name="n" attr.type="int"/>',
+        '<node id="a"><data key="k">x</data></node>',
+    ],
+]
+
+
+@PROPERTY
+@given(st.lists(st.sampled_from(PIECES), max_size=8))
+def test_any_graphml_is_a_graph_or_a_topology_error(scratch: Path, pieces: list[str]) -> None:
+    scratch.write_text(GRAPHML.format("".join(pieces)))
+    try:
+        graph = read_graph(scratch)
+    except TopologyError:
+        return
+    assert reached(graph) == set(range(graph.peers))
+
+
+@pytest.mark.parametrize("name", ["absent.txt", ".", 300 * "long"])
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with pytest.raises(MissingFileError, match=re.escape(str(path))):
@@ -391,6 +437,31 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
 def test_a_graph_that_cannot_be_is_refused(wanted: config.GraphConfig, says: str) -> None:
     with pytest.raises(TopologyError, match=says):
         build(wanted, 1)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        config.Ring(kind="ring", peers=config.MOST),
+        config.Star(kind="star", peers=config.MOST),
+        config.Full(kind="full", peers=2002),
+        config.Torus(kind="torus", rows=config.MOST, columns=3),
+        config.Grid(kind="grid", rows=1001, columns=1001),
+        config.ErdosRenyi(kind="erdos-renyi", peers=100_000, p=1e-9),
+        config.SmallWorld(kind="small-world", peers=config.MOST, neighbours=2, p=0),
+        config.RandomRegular(kind="random-regular", peers=config.MOST, degree=2),
+    ],
+    ids=lambda wanted: wanted.kind,
+)
+def test_a_graph_that_no_machine_holds_is_refused_at_once(wanted: config.GraphConfig) -> None:
+    with pytest.raises(TopologyError, match=r"links are too many to make, 2,000,000 the most"):
+        build(wanted, 1)
+
+
+@pytest.mark.parametrize(("peers", "degree"), [(100, 98), (100, 90), (100, 99), (101, 50), (2, 1)])
+def test_a_dense_random_regular_graph_is_made_as_fast_as_a_thin_one(peers: int, degree: int) -> None:
+    graph = build(config.RandomRegular(kind="random-regular", peers=peers, degree=degree), 1)
+    assert [len(graph.neighbours(peer)) for peer in range(peers)] == [degree] * peers
 
 
 def test_many_unlinked_peers_are_listed_in_short() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from xml.etree.ElementTree import ParseError
+from xml.etree import ElementTree
 
 import networkx as nx
 
@@ -16,6 +16,8 @@ from dslth.seeds import Stream
 __all__ = ["Topology", "build", "read_graph"]
 
 MANY = 100_000
+MOST_LINKS = 2_000_000
+"""Pairs of peers that a graph made from words may link, or draw for: a gigabyte, and half a minute."""
 DRAWS = 100
 """How often a random graph is drawn again before giving up on getting one in one piece."""
 
@@ -58,8 +60,10 @@ def build(graph: config.GraphConfig, seed: int) -> Topology:
 
     Random kinds are drawn from ``graph.seed``, or the run's ``seed`` without one, again until in one piece.
 
-    Raises TopologyError (in pieces, a self-loop, impossible degrees) and MissingFileError.
+    Raises TopologyError (in pieces, a self-loop, impossible degrees, too large) and MissingFileError.
     """
+    if (links := _links(graph)) > MOST_LINKS:
+        raise TopologyError(f"graph: {links:,} links are too many to make, {MOST_LINKS:,} the most; take fewer peers")
     match graph:
         case config.GraphFile():
             return read_graph(Path(graph.file))
@@ -69,6 +73,23 @@ def build(graph: config.GraphConfig, seed: int) -> Topology:
             return _from_edges(graph.edges, graph.peers, "graph.edges")
         case _:
             return _regular(graph)
+
+
+def _links(graph: config.GraphConfig) -> int:
+    """Count the links that making a graph takes in hand, before any memory is taken for them."""
+    match graph:
+        case config.Ring() | config.Line() | config.Star():
+            return graph.peers
+        case config.Full() | config.ErdosRenyi():
+            return graph.peers * (graph.peers - 1) // 2
+        case config.Grid() | config.Torus():
+            return 2 * graph.rows * graph.columns
+        case config.SmallWorld():
+            return graph.peers * graph.neighbours // 2
+        case config.RandomRegular():
+            return graph.peers * min(graph.degree, abs(graph.peers - 1 - graph.degree)) // 2
+        case _:  # its links are written out
+            return 0
 
 
 def _regular(graph: config.Ring | config.Line | config.Star | config.Full | config.Grid | config.Torus) -> Topology:
@@ -130,10 +151,18 @@ def _from_matrix(rows: list[list[int]], path: Path) -> Topology:
 
 def _from_graphml(path: Path) -> Topology:
     try:
+        nodes = ElementTree.parse(path).findall(".//{*}node")  # noqa: S314  # networkx reads it with this, too
+        declared = [node.get("id") for node in nodes]
         graph: nx.Graph[str] = nx.Graph(nx.read_graphml(path))
-    except (nx.NetworkXError, ParseError, ValueError, KeyError) as error:
-        raise TopologyError(f"{path}: not GraphML: {error}") from None
+    except Exception as error:  # networkx has another kind for each thing that is missing in a file
+        raise TopologyError(f"{path}: not GraphML: {' '.join(str(error).split()) or 'something is missing'}") from None
     names = list(graph)
+    if None in declared or len(set(declared)) < len(declared):
+        raise TopologyError(
+            f"{path}: every node needs an id of its own; {len(declared)} nodes, {len(set(declared))} ids"
+        )
+    if unknown := set(names) - set(declared):
+        raise TopologyError(f"{path}: an edge names the node {min(map(str, unknown))!r}, which is not there")
     numbered = {str(i) for i in range(len(names))} == set(names)
     order = {name: int(name) if numbered else i for i, name in enumerate(names)}
     return _from_edges(((order[a], order[b]) for a, b in graph.edges), len(names), str(path))
@@ -156,10 +185,19 @@ def _drawn(graph: config.ErdosRenyi | config.SmallWorld | config.RandomRegular, 
             case config.SmallWorld():
                 drawn = nx.watts_strogatz_graph(n, graph.neighbours, graph.p, seed=seed)
             case config.RandomRegular():
-                drawn = nx.random_regular_graph(graph.degree, n, seed=seed)
+                drawn = _random_regular(n, graph.degree, seed)
         if nx.is_connected(drawn):
             return _checked(drawn)
     raise TopologyError(f"graph: {DRAWS} draws all came out in pieces; raise p, the degree or the links of a peer")
+
+
+def _random_regular(n: int, degree: int, seed: int) -> "nx.Graph[int]":
+    """Draw a graph; a dense one as what a thin one leaves out, since pairing many ends takes for ever."""
+    thin = min(degree, n - 1 - degree)
+    drawn: nx.Graph[int] = nx.random_regular_graph(thin, n, seed=seed)
+    if degree > thin:
+        drawn = nx.complement(drawn)
+    return drawn
 
 
 def _from_edges(edges: Iterable[tuple[int, int]], peers: int, where: str) -> Topology:
