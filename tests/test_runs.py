@@ -330,7 +330,7 @@ def test_data_that_cannot_be_fetched(commands, topology_file, tmp_path):
 
 def test_a_taken_port(commands, topology_file):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        file = topology_file(network={"host": "127.0.0.1", "port": taken.getsockname()[1]})
+        file = topology_file(network={"base_port": taken.getsockname()[1]})
         line = one_line(commands.run("dslth-peer", "--id", 0, "-t", file), 8)
         assert "in use" in line
         process = commands.start("dslth", "run", "-t", file)

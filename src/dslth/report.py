@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +13,7 @@ from rich.text import Text
 from dslth.errors import ConfigError, OutputError
 from dslth.events import Event, Finished, Joined, LinkStats, RoundReport
 from dslth.runfolder import RunFolder
+from dslth.tables import Fitted, new_table, shortened
 from dslth.topology import Topology
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "amount",
     "draw",
     "edge_table",
-    "new_table",
     "peer_table",
     "phase_table",
     "summarise",
@@ -46,7 +45,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     firsts = [event.time for events in by_peer.values() for event in events if _is_round(event, 0)]
     # a directed edge carries one message a round, for as many rounds as its sender completed
     sent_over = sum(len(event.neighbours) * _rounds(by_peer[event.peer]) for event in joined)
-    started = folder.manifest().get("launched", min(starts, default=0.0))
+    started = folder.launched() or min(starts, default=min(ends))
     message_bytes = sum(peer["message_bytes_sent"] for peer in peers)
     return {
         "run_dir": str(folder.path),
@@ -89,6 +88,12 @@ def _summarise_peer(peer: int, events: Sequence[Event]) -> dict[str, Any]:
         "missing": sum(len(event.missing) for event in rounds),
         "refused": dict(finished.refused if finished else rounds[-1].refused if rounds else {}),
     }
+
+
+def _played(events: Iterable[Event]) -> list[RoundReport]:
+    """Give the report of each round, in order; of a round that was played again after a crash the last one."""
+    by_round = {event.round: event for event in events if isinstance(event, RoundReport)}
+    return [by_round[number] for number in sorted(by_round)]
 
 
 def _is_round(event: Event, number: int) -> bool:
@@ -139,26 +144,7 @@ def _spark(values: Sequence[float], width: int = 9) -> str:
     """Draw shares in 0 .. 1 as a row of bars, the last one at the right."""
     step = max(1, len(values) / width)
     points = [values[min(len(values) - 1, int((i + 1) * step) - 1)] for i in range(min(width, len(values)))]
-    return "".join(BARS[min(7, max(0, int(8 * value)))] for value in points)
-
-
-def new_table(title: str, *names: str) -> Table:
-    """Make an empty table in the style of all reports."""
-    table = Table(
-        title=title, title_justify="left", pad_edge=False, title_style="bold", box=SIMPLE_HEAD, padding=(0, 0, 0, 1)
-    )
-    for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    return table
-
-
-def _filled(title: str, columns: Mapping[str, Sequence[str | Text]]) -> Table:
-    """Make a table of columns, without those that have nothing to say."""
-    told = {name: cells for name, cells in columns.items() if any(str(cell) for cell in cells)}
-    table = new_table(title, *told)
-    for row in zip(*told.values(), strict=True):
-        table.add_row(*row)
-    return table
+    return "".join(BARS[min(7, int(8 * value))] if 0 <= value <= 1 else "?" for value in points)
 
 
 class LiveTable:
@@ -185,7 +171,7 @@ class LiveTable:
 
     def __rich__(self) -> RenderableType:
         rows = [_Row(events) for events in self._peers.values()]
-        table = _filled(
+        table = Fitted(
             self._title,
             {
                 "peer": [f"{peer}{' ✓' if row.done else ''}" for peer, row in zip(self._peers, rows, strict=True)],
@@ -196,10 +182,15 @@ class LiveTable:
                 "by round": [Text(_spark(row.personal), style="green") for row in rows],
                 "global": [_percent(row.common) for row in rows],
                 "sent": [amount(sent) for sent in (self._sent[peer] for peer in self._peers)],
-                "missing": [", ".join(map(str, row.last.missing)) if row.last else "" for row in rows],
+                "missing": [_some(row.last.missing) if row.last else "" for row in rows],
             },
+            spare=("loss", "round", "global", "by round", "device"),
         )
         return Group(table, Text(self.line(), style="dim"))
+
+
+def _some(peers: Sequence[int]) -> str:
+    return ", ".join(map(str, peers)) if len(peers) <= 3 else f"{len(peers)} peers"
 
 
 class _Row:
@@ -213,7 +204,7 @@ class _Row:
         self.done = bool(events) and isinstance(events[-1], Finished)
         self.personal = [event.accuracy_personal for event in rounds if event.accuracy_personal is not None]
         self.common = next((e.accuracy_global for e in reversed(rounds) if e.accuracy_global is not None), None)
-        self.device = joined.device if joined else ""
+        self.device = shortened(joined.device) if joined else ""
         self.samples = str(joined.training_samples) if joined else ""
         self.density = " ".join(f"{k:.2g}" for k in self.last.density) if self.last else ""
 
@@ -228,13 +219,15 @@ def _last_round(events: Sequence[Event]) -> RoundReport | None:
     return next((event for event in reversed(events) if isinstance(event, RoundReport)), None)
 
 
-def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Table:
+def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Fitted:
     """Show a run peer by peer; columns that would be empty, or alike for all devices, are left out."""
     events = folder.events()
     peers = summary["peers"]
     rows = [_Row(events[peer["id"]]) for peer in peers]
-    refused = [", ".join(f"{reason} {count}" for reason, count in peer["refused"].items()) for peer in peers]
-    return _filled(
+    refused: Counter[str] = Counter()
+    for peer in peers:
+        refused.update(peer["refused"])
+    return Fitted(
         f"{folder.path}: {summary['rounds']} rounds",
         {
             "peer": [str(peer["id"]) for peer in peers],
@@ -248,9 +241,11 @@ def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Table:
             "messages": [amount(peer["message_bytes_sent"]) for peer in peers],
             "link": [amount(peer["link_bytes_sent"]) for peer in peers],
             "missing": [str(peer["missing"] or "") for peer in peers],
-            "refused": refused,
+            "refused": [str(sum(peer["refused"].values()) or "") for peer in peers],
             "ticket": [(peer["mask_digest"] or "–")[:6] for peer in peers],
         },
+        spare=("ticket", "density", "samples", "by round", "link", "payload", "global", "device"),
+        note=f"refused: {', '.join(f'{reason} {count}' for reason, count in refused.items())}" if refused else "",
     )
 
 
@@ -277,16 +272,19 @@ def totals(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def phase_table(folder: RunFolder) -> Table:
+def phase_table(folder: RunFolder) -> Fitted:
     """Show where the time went, mean seconds a round."""
+    rounds = {peer: played for peer, events in folder.events().items() if (played := _played(events))}
     names = ("compute", "encode", "wait", "decode", "fine_tune", "evaluate")
-    table = new_table("seconds a round", "peer", *(name.replace("_", "-") for name in names), "memory")
-    for peer, events in folder.events().items():
-        rounds = [event for event in events if isinstance(event, RoundReport)]
-        if rounds:
-            means = [sum(getattr(event.seconds, name) for event in rounds) / len(rounds) for name in names]
-            table.add_row(str(peer), *(f"{mean:.4f}" for mean in means), amount(rounds[-1].memory_bytes))
-    return table
+    means = {
+        name.replace("_", "-"): [
+            f"{sum(getattr(event.seconds, name) for event in played) / len(played):.4f}" for played in rounds.values()
+        ]
+        for name in names
+    }
+    memory = [amount(played[-1].memory_bytes) for played in rounds.values()]
+    columns = {"peer": [str(peer) for peer in rounds], **means, "memory": memory}
+    return Fitted("seconds a round", columns, spare=("memory", "evaluate"))
 
 
 def edge_table(folder: RunFolder) -> Table:
@@ -330,11 +328,14 @@ def topology_table(topology: Topology) -> Table:
         "digest": topology.digest,
     }.items():
         table.add_row(name, value)
+    table.columns[1].no_wrap = False  # a graph may have many degrees
     return table
 
 
 def draw(topology: Topology, width: int = 64, height: int = 25) -> str:
-    """Draw a graph in text: peers on a circle and dots for links; beyond 40 peers its adjacency matrix."""
+    """Draw a graph in text: peers on a circle and dots for links; from 41 to 80 peers its adjacency matrix."""
+    if topology.peers > 80:
+        return "more than 80 peers are too many to draw in text; --png FILE draws them"
     if topology.peers > 40:
         linked = set(topology.edges)
         rows = range(topology.peers)

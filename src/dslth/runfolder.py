@@ -95,7 +95,8 @@ class RunFolder:
         """Read the reports of all peers that have any; raises MissingFileError where there are none."""
         found: dict[int, Sequence[Event]] = {}
         for path in sorted(self.path.glob("peers/peer-*.jsonl")):
-            events = [event for line in path.read_text(encoding="utf-8").splitlines() if (event := parse(line))]
+            text = path.read_text(encoding="utf-8", errors="replace")
+            events = [event for line in text.splitlines() if (event := parse(line))]
             if events:
                 found[events[0].peer] = events
         if not found:
@@ -103,8 +104,14 @@ class RunFolder:
         return dict(sorted(found.items()))
 
     def manifest(self) -> dict[str, Any]:
-        """Read ``manifest.json``; empty where it is not there."""
+        """Read ``manifest.json``; empty where it is not there or holds something else."""
         try:
-            return dict(json.loads((self.path / "manifest.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            found = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
+        return found if isinstance(found, dict) else {}
+
+    def launched(self) -> float | None:
+        """Give the Unix time at which the run was launched, where the manifest says so."""
+        found = self.manifest().get("launched")
+        return found if isinstance(found, int | float) and not isinstance(found, bool) else None

@@ -17,7 +17,7 @@ from dslth import codecs
 from dslth.codecs import Forecast, History
 from dslth.errors import OutputError
 from dslth.masks import BitMask
-from dslth.report import new_table
+from dslth.tables import new_table
 
 __all__ = ["DENSITIES", "Figure", "correlated", "measure", "rows", "table", "write"]
 
