@@ -2,13 +2,17 @@
 
 A message is two frames, a msgpack array [round, sender] and the method's payload; in round -1 it is a hello,
 after the last round a bye, both empty. Nothing is unpickled, lengths are checked, and what is not taken in is counted.
+
+What misses its round's deadline is not mixed in, but a method whose messages build on each other learns of it when it
+comes. Should one be lost, that neighbour's later ones are refused as ``out-of-step``: missing, and seen to be.
 """
 
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +35,8 @@ from dslth.transport.zeromq import ZeroMqTransport
 __all__ = ["Baseline", "Loop", "before_exchange", "read_header"]
 
 TICK = 0.2
+AHEAD = 8
+"""Rounds that a neighbour may be ahead, where this peer misses deadlines and the neighbour does not."""
 LEAVE_SECONDS = 5.0
 MAX_HEADER = 16
 
@@ -87,6 +93,7 @@ class Loop:
         neighbours = self.method.weights if self.method.exchanges else ()
         self._edges: dict[int, Counter[str]] = {other: Counter() for other in neighbours}
         self._awaited = set(self._edges)
+        self._heard = dict.fromkeys(self._edges, -2)  # the last round of each; hellos are of round -1
         self._reported = dict.fromkeys(self._edges, LinkStats())
         self._inbox: dict[int, dict[int, Any]] = {}
         self._refused: Counter[str] = Counter()
@@ -134,7 +141,9 @@ class Loop:
     def _play(self, round_: int, before: TextIO | None) -> Accuracies | None:
         method = self.method
         marks = [time.perf_counter()]
-        loss, learned = method.learn(round_), method.x.clone()
+        with self._slowed():
+            loss = method.learn(round_)
+        learned = method.x.clone()
         marks.append(time.perf_counter())
         payload = method.outgoing(round_)
         marks.append(time.perf_counter())
@@ -171,6 +180,13 @@ class Loop:
         )
         return accuracy
 
+    @contextmanager
+    def _slowed(self) -> Iterator[None]:
+        """Stretch the time of a computation to that of a device of the profile's speed, as MCE-PL's peers do."""
+        start = time.perf_counter()
+        yield
+        self.stop.wait((time.perf_counter() - start) * (1 / self.method.device.speed - 1))
+
     def _exchange(self, round_: int, payload: bytes, seconds: float) -> dict[int, Any]:
         """Say something to all neighbours, and give what each said in this round; who misses it is not waited for."""
         header = msgpack.packb([round_, self.peer])
@@ -191,13 +207,19 @@ class Loop:
         return self._inbox.pop(round_, {})
 
     def _take(self, delivery: Delivery, now: int) -> None:
-        """Read a message of this round or the next; ValueError, with the reason's name, where it is none."""
+        """Read a neighbour's next message; ValueError, with the reason's name, where it is none."""
         round_, sender = read_header(delivery.frames)
-        box = self._inbox.setdefault(round_, {}) if now <= round_ <= now + 1 else None
-        if box is None or sender not in self._edges or sender in box:
+        if sender not in self._edges or not self._heard[sender] < round_ <= now + AHEAD:
             raise ValueError("out-of-turn")
+        if self.method.incremental and round_ > self._heard[sender] + 1:
+            raise ValueError("out-of-step")
         payload = delivery.frames[1]
-        box[sender] = self.method.decode(payload) if 0 <= round_ < self.experiment.rounds else None
+        content = self.method.decode(payload) if 0 <= round_ < self.experiment.rounds else None
+        self._heard[sender] = round_
+        if round_ >= now:
+            self._inbox.setdefault(round_, {})[sender] = content
+        elif content is not None:
+            self.method.hear_late(sender, content)
         self._awaited.add(sender)
         self.transport.identify(delivery.route, sender)
         self._edges[sender].update(payload_received=len(payload), message_received=sum(map(len, delivery.frames)))
