@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -155,10 +156,13 @@ class Scripted:
         return True
 
     def receive(self, timeout):
-        return Delivery(self.messages.pop(0), None) if self.messages else None
+        message = self.messages.pop(0) if self.messages else None  # None: a deadline passes
+        if message is None:
+            time.sleep(timeout)
+        return message and Delivery(message, None)
 
 
-def test_a_peer_takes_messages_of_this_round_and_the_next_and_counts_the_others(topology_file):
+def test_a_peer_takes_messages_of_this_round_and_later_ones_and_counts_the_others(topology_file):
     (peer, *_), _ = peers_of(topology_file, "dpsgd", rounds=2, deadline=0.1)
     payload = peer.outgoing(0)
 
@@ -167,7 +171,7 @@ def test_a_peer_takes_messages_of_this_round_and_the_next_and_counts_the_others(
 
     transport = Scripted(
         said(-1, 1, b""), said(-1, 2, b""),  # hellos
-        said(0, 1), said(1, 1), said(0, 1), said(0, 7), said(0, 2, payload[1:]), said(2, 2), (b"\xc1", b""),
+        said(0, 1), said(1, 1), said(0, 1), said(0, 7), said(0, 2, payload[1:]), said(9, 2), (b"\xc1", b""),
         said(0, 2), said(0, 2), (b"",), said(2**60, 2**60), said(2, 1, b""),  # peer 2 misses round 1
     )  # fmt: skip
     events = []
@@ -183,6 +187,57 @@ def test_a_peer_takes_messages_of_this_round_and_the_next_and_counts_the_others(
     assert (sent, received) == (4 * len(payload), 3 * len(payload))
     rounds = [msgpack.unpackb(header)[0] for neighbour, (header, _) in transport.sent if neighbour == 1]
     assert rounds == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_who_sends_changes_stays_known_when_late_and_is_left_out_when_one_is_lost(topology_file, lost):
+    (peer, other, _), _ = peers_of(topology_file, "dpsgd-topk", rounds=3, deadline=0.1)
+    changes = []
+    for round_ in range(3):
+        other.learn(round_)
+        changes.append(other.outgoing(round_))
+
+    def said(round_, sender):
+        return msgpack.packb([round_, sender]), changes[round_]
+
+    late = [] if lost else [said(0, 1)]
+    transport = Scripted(
+        (msgpack.packb([-1, 1]), b""), (msgpack.packb([-1, 2]), b""), said(0, 2), None, *late, said(1, 1), said(1, 2),
+        said(2, 2), said(2, 1),
+    )  # fmt: skip
+    events = []
+    loop = Loop(0, peer.run.experiment, peer, transport, [sinks.Call(events.append)], threading.Event())
+    loop.join(["", "", ""], 5)
+    finished = loop.play(io.StringIO())
+    missing = [event.missing for event in events[1:-1]]
+    if lost:
+        assert missing == [(1,), (1,), (1,)]
+        assert finished.refused == {"out-of-step": 2}
+    else:
+        assert missing == [(1,), (), ()]
+        assert finished.refused == {}
+        assert torch.equal(peer.heard[1], other.said)
+
+
+def test_a_slow_device_takes_its_time(topology_file):
+    experiment = {"rounds": 1, "deadline": 0.1}
+    run = config.load(topology_file(peers={0: {"speed": 0.25}}, **experiment))
+    peer = METHODS["sgd-alone"](0, run, topology.build(run.graph, run.experiment.seed), None)
+    waited = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout=None):
+            waited.append(timeout)
+            return False
+
+    loop = Loop(0, run.experiment, peer, Scripted(), [], Stop())
+    outer = time.perf_counter()
+    with loop._slowed():
+        inner = time.perf_counter()
+        peer.learn(0)
+        inner = time.perf_counter() - inner
+    outer = time.perf_counter() - outer
+    assert 3 * inner <= waited[0] <= 3 * outer  # four times as long in all
 
 
 def test_a_neighbour_that_does_not_come_is_named(topology_file):

@@ -292,6 +292,7 @@ def run_rows(
             say(
                 f"{place.path.name}: personal accuracy {100 * figures.accuracy_personal:.1f} %, "
                 f"messages {amount(figures.message_bytes)}, {figures.seconds:.1f} s"
+                + (f"; {figures.missing} messages missed the deadline" if figures.missing else "")
             )
             tries.append(figures)
         yield max(tries, key=lambda figures: figures.accuracy_personal)

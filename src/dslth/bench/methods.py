@@ -62,6 +62,8 @@ class Method(ABC):
 
     lr: ClassVar[float]
     exchanges: ClassVar[bool] = True
+    incremental: ClassVar[bool] = False
+    """Whether a message means something only to who has all those before it."""
 
     def __init__(self, peer: int, run: RunConfig, topology: Topology, lr: float | None = None) -> None:
         self.device, self.run = run.device(peer), run
@@ -123,6 +125,9 @@ class Method(ABC):
     def absorb(self, received: Mapping[int, Any]) -> None:
         """Take in what the neighbours that are there said, decoded."""
 
+    def hear_late(self, peer: int, content: Any) -> None:  # noqa: B027  # most have no use for it
+        """Learn of what a neighbour said in a round that is over."""
+
 
 class Alone(Method):
     """No exchange: what weights learn from a peer's own samples, for telling what the others' exchange is worth."""
@@ -166,6 +171,9 @@ class Dpsgd(Method):
             self.heard[peer] = self.update(self.heard[peer], content)
             self.x += self.pace * self.weights[peer] * (self.heard[peer] - self.said)
 
+    def hear_late(self, peer: int, content: Any) -> None:
+        self.heard[peer] = self.update(self.heard[peer], content)
+
     def encode(self) -> bytes:
         """Write what brings the neighbours up to date."""
         with np.errstate(over="ignore"):  # a model that diverges is still a result
@@ -193,6 +201,7 @@ class TopKDpsgd(Dpsgd):
 
     lr = 0.05
     pace = 0.3
+    incremental = True
     SHARE: ClassVar[float] = 0.01
 
     @property

@@ -48,6 +48,8 @@ def _sheets(measured: Sequence[Figures], target: float | None) -> tuple[_Sheet, 
         "sent by all peers; payload bits per weight, directed edge and round; message bytes until the mean is what "
         "D-PSGD ends with, and their ratio to D-PSGD's own."
     )
+    if late_rows := [f"{figures.row} {figures.missing}" for figures in measured if figures.missing]:
+        note += f" Messages that missed the deadline, which is then part of the result: {', '.join(late_rows)}."
     if target is not None:
         learned[f"to {100 * target:g} %"] = lambda f: amount(f.message_bytes_to_target)
     coded: dict[str, Callable[[Figures], str]] = {
