@@ -1,6 +1,6 @@
 """The interface that the peer loop needs: small enough that a test can write one in a page."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,12 +12,14 @@ class Delivery:
     """A message that arrived.
 
     ``route`` is where an answer goes. ``answer_of`` is the neighbour whose own listening address it came from: only
-    answers on a connection that this peer opened have one, so nobody else can forge it.
+    answers on a connection that this peer opened have one, so nobody else can forge it. ``speaker`` is the peer whose
+    key the connection proved, None on a transport that is not authenticated.
     """
 
     frames: Sequence[bytes]
     route: Hashable
     answer_of: int | None = None
+    speaker: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class LinkBytes:
 
 
 class Transport(Protocol):
-    """One peer's end of the network."""
+    """One peer's end of the network. ``authenticated``: every delivery's ``speaker`` is proven."""
+
+    authenticated: bool
 
     def listen(self, address: str) -> str:
         """Listen and give the address with the real port; AddressError where that is not possible."""
@@ -48,6 +52,12 @@ class Transport(Protocol):
 
     def reconnected(self) -> list[int]:
         """Give the neighbours to whom the connection broke and is there again, each once; messages may be lost."""
+
+    def connected(self) -> frozenset[int]:
+        """Give the neighbours that this peer's connections reach now."""
+
+    def refused(self) -> Mapping[str, int]:
+        """Count what was refused before it became a message, by reason, since the start."""
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         """Learn that a delivery came from a neighbour, so that its connection's bytes count to that edge."""

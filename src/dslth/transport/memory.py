@@ -1,7 +1,7 @@
 """Peers as threads of one process: queues in place of sockets, the same bytes."""
 
 import queue
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from dslth.errors import AddressError
 from dslth.transport.base import Delivery, LinkBytes
@@ -18,6 +18,8 @@ class MemoryNetwork:
 
 class MemoryTransport:
     """One peer's end of a MemoryNetwork; see Transport."""
+
+    authenticated = False
 
     def __init__(self, network: MemoryNetwork, peer: int) -> None:
         self._network, self._peer = network, peer
@@ -62,6 +64,12 @@ class MemoryTransport:
 
     def reconnected(self) -> list[int]:
         return []
+
+    def connected(self) -> frozenset[int]:
+        return frozenset(peer for peer, address in self._addresses.items() if address in self._network.mailboxes)
+
+    def refused(self) -> Mapping[str, int]:
+        return {}
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         pass

@@ -1,10 +1,8 @@
 """Peers over TCP: one ROUTER listens, one DEALER goes to each neighbour, so a directed edge is one connection."""
 
 import platform
-import socket
-import struct
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import zmq
@@ -12,18 +10,17 @@ from zmq.utils.monitor import recv_monitor_message
 
 from dslth.errors import AddressError
 from dslth.transport.base import Delivery, LinkBytes
+from dslth.transport.tcp import Connection
 
 __all__ = ["ZeroMqTransport"]
 
 QUEUE = 16
 """Messages kept for or from one neighbour at most; a peer is never more than a round ahead of another."""
 HEARTBEAT_MS = 5_000
+HANDSHAKE_MS = 10_000
+"""How long a connection may take until it speaks ZMTP; a process that is stopped accepts TCP and no more."""
 LINGER_MS = 2_000
 RECONNECT_MS = (100, 2_000)
-
-# Offsets in Linux's struct tcp_info (include/uapi/linux/tcp.h): append-only, so they hold on every kernel since 4.19.
-_BYTES_RECEIVED, _BYTES_SENT, _BYTES_RETRANSMITTED = 128, 200, 208
-_TCP_INFO_SIZE = 216
 
 
 class _Route(NamedTuple):
@@ -33,36 +30,12 @@ class _Route(NamedTuple):
     fd: int
 
 
-class _Connection:
-    """The kernel's byte counters of one TCP connection, read by its file descriptor, which libzmq owns.
+class _Line:
+    """The DEALER to one neighbour and its monitor; ``up``: the handshake is done and the connection not broken."""
 
-    libzmq may close the descriptor at any time and the number may come back as another connection; the addresses at
-    both ends tell. What was read last stays.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self.fd, self.sent, self.received = fd, 0, 0
-        self.ends: tuple[tuple[str, int], tuple[str, int]] | None = None
-        self.refresh()
-
-    def refresh(self) -> None:
-        try:
-            borrowed = socket.socket(fileno=self.fd)
-        except OSError:
-            return
-        try:
-            ends = borrowed.getsockname()[:2], borrowed.getpeername()[:2]
-            self.ends = self.ends or ends
-            if ends == self.ends:
-                info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                if len(info) >= _TCP_INFO_SIZE:
-                    sent, again = struct.unpack_from("=QQ", info, _BYTES_SENT)
-                    self.sent = sent - again
-                    (self.received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
-        except OSError:
-            pass  # closed between two calls
-        finally:
-            borrowed.detach()
+    def __init__(self, dealer: "zmq.Socket[bytes]", monitor: "zmq.Socket[bytes]") -> None:
+        self.dealer, self.monitor = dealer, monitor
+        self.up = self.was_up = False
 
 
 def _port(endpoint: str) -> int:
@@ -72,16 +45,18 @@ def _port(endpoint: str) -> int:
 class ZeroMqTransport:
     """One peer's sockets; see Transport. ``max_message`` bounds a frame: libzmq cuts off whoever sends more."""
 
+    authenticated = False
+
     def __init__(self, max_message: int) -> None:
         self._context = zmq.Context()
         self._max_message = max_message
         self._router = self._socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to someone gone is an error, not a silent loss
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 0)  # connections are named by us: no one can take another's name
-        self._dealers: dict[int, zmq.Socket[bytes]] = {}
-        self._monitors: dict[int, zmq.Socket[bytes]] = {}
-        self._connections: dict[int, list[_Connection]] = {}
-        self._connected: Counter[int] = Counter()
+        self._lines: dict[int, _Line] = {}
+        self._names = count()
+        self._connections: dict[int, list[Connection]] = {}
+        self._past: dict[int, LinkBytes] = {}
         self._reconnected: list[int] = []
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
@@ -92,12 +67,22 @@ class ZeroMqTransport:
         made.setsockopt(zmq.SNDHWM, QUEUE)
         made.setsockopt(zmq.RCVHWM, QUEUE)
         made.setsockopt(zmq.MAXMSGSIZE, self._max_message)
+        made.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         made.setsockopt(zmq.HEARTBEAT_TTL, 3 * HEARTBEAT_MS)
         made.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS[0])
         made.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS[1])
         return made
+
+    def _monitor(self, watched: "zmq.Socket[bytes]", events: int) -> "zmq.Socket[bytes]":
+        monitor = self._context.socket(zmq.PAIR)
+        monitor.setsockopt(zmq.LINGER, 0)
+        monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq's own thread would wait for room
+        name = f"inproc://monitor-{next(self._names)}"
+        watched.monitor(name, events)
+        monitor.connect(name)
+        return monitor
 
     def listen(self, address: str) -> str:
         try:
@@ -113,22 +98,33 @@ class ZeroMqTransport:
 
     def connect(self, neighbour: int, address: str) -> None:
         dealer = self._socket(zmq.DEALER)
-        monitor = self._context.socket(zmq.PAIR)
-        monitor.setsockopt(zmq.LINGER, 0)
-        dealer.monitor(f"inproc://monitor-{neighbour}", zmq.EVENT_CONNECTED)
-        monitor.connect(f"inproc://monitor-{neighbour}")
+        monitor = self._monitor(dealer, zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        line = _Line(dealer, monitor)
         try:
             dealer.connect(address)
         except zmq.ZMQError as error:
+            self._drop(line, linger=0)
             raise AddressError(f"peer {neighbour} cannot be at {address}: {zmq.strerror(error.errno or 0)}") from None
-        self._dealers[neighbour], self._monitors[neighbour] = dealer, monitor
+        if neighbour in self._lines:  # it listens elsewhere now
+            self.link_bytes()
+            old = self._lines[neighbour]
+            self._poller.unregister(old.dealer)
+            self._poller.unregister(old.monitor)
+            self._drop(old, linger=0)
+        self._lines[neighbour] = line
         self._connections.setdefault(neighbour, [])
         self._poller.register(dealer, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
 
+    @staticmethod
+    def _drop(line: _Line, linger: int | None = None) -> None:
+        line.dealer.disable_monitor()
+        line.dealer.close(linger)
+        line.monitor.close()
+
     def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
         try:
-            self._dealers[neighbour].send_multipart(frames, zmq.NOBLOCK)
+            self._lines[neighbour].dealer.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -144,7 +140,7 @@ class ZeroMqTransport:
 
     def receive(self, timeout: float) -> Delivery | None:
         ready = dict(self._poller.poll(int(1000 * max(0.0, timeout))))
-        if any(monitor in ready for monitor in self._monitors.values()):
+        if any(line.monitor in ready for line in self._lines.values()):
             self._read_monitors()
         if self._router in ready:
             name, *frames = self._router.recv_multipart(copy=False)
@@ -153,9 +149,9 @@ class ZeroMqTransport:
             except zmq.ZMQError:  # whoever speaks ZMTP 1 leaves no such word
                 fd = -1
             return Delivery([frame.bytes for frame in frames], _Route(name.bytes, fd))
-        for neighbour, dealer in self._dealers.items():
-            if dealer in ready:
-                return Delivery(dealer.recv_multipart(), None, answer_of=neighbour)
+        for neighbour, line in self._lines.items():
+            if line.dealer in ready:
+                return Delivery(line.dealer.recv_multipart(), None, answer_of=neighbour)
         self.link_bytes()  # a moment to spare: a neighbour that leaves takes its connection's counters along
         return None
 
@@ -164,13 +160,24 @@ class ZeroMqTransport:
         return again
 
     def _read_monitors(self) -> None:
-        for neighbour, monitor in self._monitors.items():
-            while monitor.poll(0):
-                event = recv_monitor_message(monitor)
-                self._track(neighbour, int(event["value"]), there=_port(event["endpoint"].decode()))
-                if self._connected[neighbour]:
-                    self._reconnected.append(neighbour)
-                self._connected[neighbour] += 1
+        for neighbour, line in self._lines.items():
+            while line.monitor.poll(0):
+                event = recv_monitor_message(line.monitor)
+                if event["event"] == zmq.EVENT_CONNECTED:
+                    self._track(neighbour, int(event["value"]), there=_port(event["endpoint"].decode()))
+                elif event["event"] == zmq.EVENT_DISCONNECTED:
+                    line.up = False
+                elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    if line.was_up:
+                        self._reconnected.append(neighbour)
+                    line.up = line.was_up = True
+
+    def connected(self) -> frozenset[int]:
+        self._read_monitors()
+        return frozenset(neighbour for neighbour, line in self._lines.items() if line.up)
+
+    def refused(self) -> Mapping[str, int]:
+        return {}
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         if isinstance(route, _Route):
@@ -180,7 +187,7 @@ class ZeroMqTransport:
         """Count a connection to a neighbour, unless it is gone by now and its descriptor another connection's."""
         if fd < 0:
             return
-        connection = _Connection(fd)
+        connection = Connection(fd)
         known = [other.ends for connections in self._connections.values() for other in connections]
         if connection.ends is None or connection.ends in known:
             return
@@ -193,14 +200,22 @@ class ZeroMqTransport:
         self._read_monitors()
         totals = {}
         for neighbour, connections in self._connections.items():
-            for connection in connections:
-                connection.refresh()
-            totals[neighbour] = LinkBytes(sum(c.sent for c in connections), sum(c.received for c in connections))
+            gone = [connection for connection in connections if not connection.refresh()]
+            if gone:
+                self._connections[neighbour] = [connection for connection in connections if connection not in gone]
+                self._past[neighbour] = self._sum(neighbour, gone)
+            totals[neighbour] = self._sum(neighbour, self._connections[neighbour])
         return totals
 
+    def _sum(self, neighbour: int, connections: Sequence[Connection]) -> LinkBytes:
+        past = self._past.get(neighbour, LinkBytes())
+        return LinkBytes(
+            past.sent + sum(connection.sent for connection in connections),
+            past.received + sum(connection.received for connection in connections),
+        )
+
     def close(self) -> None:
-        for dealer in self._dealers.values():
-            dealer.disable_monitor()
-        for made in (self._router, *self._dealers.values(), *self._monitors.values()):
-            made.close()
+        for line in self._lines.values():
+            self._drop(line)
+        self._router.close()
         self._context.term()

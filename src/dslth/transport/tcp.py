@@ -1,0 +1,68 @@
+"""What the kernel knows of a TCP connection whose file descriptor libzmq owns."""
+
+import fcntl
+import os
+import socket
+import struct
+import termios
+from contextlib import suppress
+
+__all__ = ["Connection"]
+
+# Offsets in Linux's struct tcp_info (include/uapi/linux/tcp.h): append-only, so they hold on every kernel since 4.19.
+_BYTES_RECEIVED, _BYTES_SENT, _BYTES_RETRANSMITTED = 128, 200, 208
+_TCP_INFO_SIZE = 216
+
+
+class Connection:
+    """One TCP connection; ``sent`` and ``received`` are the kernel's byte counters, ``taken`` what libzmq has read.
+
+    libzmq may close the descriptor at any time and the number may come back as another connection; the addresses at
+    both ends tell. What was read last stays.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.sent, self.received, self.taken = fd, 0, 0, 0
+        self.ends: tuple[tuple[str, int], tuple[str, int]] | None = None
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read the counters; False where the connection is gone."""
+        try:
+            with self._lent() as lent:
+                info = lent.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                (waiting,) = struct.unpack("=i", fcntl.ioctl(lent, termios.FIONREAD, bytes(4)))
+        except OSError:
+            return False
+        if len(info) >= _TCP_INFO_SIZE:
+            sent, again = struct.unpack_from("=QQ", info, _BYTES_SENT)
+            self.sent = sent - again
+            (self.received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
+            self.taken = max(self.taken, self.received - waiting)
+        return True
+
+    def cut(self) -> None:
+        """End the connection: libzmq finds it closed by the other end."""
+        with suppress(OSError), self._lent() as lent:
+            lent.shutdown(socket.SHUT_RDWR)
+
+    def _lent(self) -> socket.socket:
+        """Lend the connection by a descriptor of our own, which stays the same connection whatever libzmq does.
+
+        Raises OSError where it is gone or reset.
+        """
+        own = os.dup(self.fd)
+        try:
+            lent = socket.socket(fileno=own)
+        except OSError:
+            os.close(own)
+            raise
+        try:
+            ends = lent.getsockname()[:2], lent.getpeername()[:2]
+            self.ends = self.ends or ends
+            if ends != self.ends:
+                raise ConnectionError("another connection has the descriptor now")
+        except OSError:
+            lent.close()
+            raise
+        return lent
