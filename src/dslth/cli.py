@@ -1,6 +1,8 @@
 """The commands: ``dslth`` for whole runs and what is left of them, ``dslth-peer`` for one peer in its own process."""
 
+import errno
 import json
+import os
 import sys
 import threading
 import traceback
@@ -16,7 +18,7 @@ from rich.live import Live
 
 from dslth import __version__, config, launcher, options, report, topology
 from dslth.bench.cli import bench_app
-from dslth.errors import DslthError
+from dslth.errors import DslthError, OutputError
 from dslth.events import Event, Joined, RoundReport
 from dslth.options import (
     CodecOption,
@@ -72,7 +74,9 @@ def peer_main() -> None:
 def _guarded(command: Callable[..., Any]) -> None:
     """Turn an error of ours, or of who typed, into its one line and its exit code."""
     try:
-        sys.exit(command(standalone_mode=False))
+        code = command(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code)
     except _UsageError as error:
         print(_usage(error), file=sys.stderr)  # noqa: T201
         sys.exit(2)
@@ -83,6 +87,12 @@ def _guarded(command: Callable[..., Any]) -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
+            raise
+        print(f"dslth: cannot print the result: {error.strerror}", file=sys.stderr)  # noqa: T201
+        sys.stderr.flush()
+        os._exit(OutputError.exit_code)  # what is left to print has nowhere to go
 
 
 _UsageError: Any = (

@@ -1,5 +1,6 @@
 """What several commands have in common: their options, and how those, the topology file and the data are read."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -121,14 +122,14 @@ def read(
     if partition is not None:
         experiment.setdefault("data", {})["partition"] = {"kind": "counts", "table": config.read_counts(partition)}
     if data_dir is not None:
-        if not data_dir.is_dir():
+        if not os.path.isdir(data_dir):  # False, where Path.is_dir raises, for names that no folder can have
             raise MissingFileError(f"--data-dir {data_dir}: no such folder")
         experiment.setdefault("data", {})["folder"] = str(data_dir.resolve())
     if no_exchange:
         experiment["algorithm"] = {"exchange": False}
     overrides: dict[str, Any] = {"experiment": experiment} if experiment else {}
     if graph is not None:
-        overrides["graph"] = {"kind": "file", "file": str(graph.resolve())}
+        overrides["graph"] = {"kind": "file", "file": os.path.abspath(graph)}
     settings = config.load(topology_file, overrides)
     return settings, topology.build(settings.graph, settings.experiment.seed)
 
@@ -145,8 +146,14 @@ def new_folder(wanted: Path | None, name: str) -> RunFolder:
     """Give the folder to write: ``--out``, or a new one under ``runs/`` after a topology file's name."""
     if wanted is None:
         return RunFolder.fresh(name)
-    if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-        raise OutputError(f"--out {wanted} is there already and not empty; choose another folder, or remove it")
+    if os.path.lexists(wanted) and not wanted.is_dir():
+        raise OutputError(f"--out {wanted} is no folder; choose another name, or remove it")
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)  # now, not when the work is done
+        if any(wanted.iterdir()):
+            raise OutputError(f"--out {wanted} is there already and not empty; choose another folder, or remove it")
+    except OSError as error:
+        raise OutputError(f"cannot make --out {wanted}: {error.strerror}; choose another folder") from None
     return RunFolder(wanted)
 
 

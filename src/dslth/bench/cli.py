@@ -107,6 +107,9 @@ def codec(
     debug: DebugOption = False,
 ) -> None:
     """Measure size against entropy and speed of each mask codec, beside zstd and a sparse bit code."""
+    if out_dir is not None:
+        options.new_folder(out_dir, "codec")
+
     from dslth.bench import codec as measured
 
     figures = measured.measure(weights, seed, _say)

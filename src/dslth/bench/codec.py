@@ -35,7 +35,7 @@ class Figure:
     codec: str
     bits: float
     entropy: float
-    ratio: float
+    ratio: float | None
     encode: float
     decode: float | None
 
@@ -119,7 +119,7 @@ def _made(
     name: str, codec: str, payload: bytes, mask: BitMask, bound: float, encode: float, decode: float | None
 ) -> Figure:
     bits = 8 * len(payload) / sum(mask.sizes)
-    return Figure(name, codec, bits, bound, bits / bound, encode, decode)
+    return Figure(name, codec, bits, bound, bits / bound if bound else None, encode, decode)
 
 
 def _speed(function: Callable[[], object], mask: BitMask) -> float:
@@ -135,9 +135,8 @@ def table(figures: list[Figure]) -> Table:
     shown = new_table("mask codecs", "masks", "codec", "bits/weight", "entropy", "ratio", "encode Mw/s", "decode Mw/s")
     for f in figures:
         decode = "–" if f.decode is None else f"{f.decode:.0f}"
-        shown.add_row(
-            f.masks, f.codec, f"{f.bits:.5f}", f"{f.entropy:.5f}", f"{f.ratio:.3f}", f"{f.encode:.0f}", decode
-        )
+        ratio = "–" if f.ratio is None else f"{f.ratio:.3f}"
+        shown.add_row(f.masks, f.codec, f"{f.bits:.5f}", f"{f.entropy:.5f}", ratio, f"{f.encode:.0f}", decode)
     return shown
 
 
