@@ -3,11 +3,12 @@
 import errno
 import json
 import os
+import platform
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,12 @@ from rich.live import Live
 
 from dslth import __version__, config, launcher, options, report, topology
 from dslth.bench.cli import bench_app
-from dslth.errors import DslthError, OutputError
-from dslth.events import Event, Joined, RoundReport
+from dslth.checkpoint import Checkpoints
+from dslth.deploy import cli as deploy_cli
+from dslth.deploy import place
+from dslth.deploy.collector import Collector
+from dslth.errors import DslthError, MissingFileError, OutputError
+from dslth.events import Event, Finished, Joined, RoundReport
 from dslth.options import (
     CodecOption,
     DataDirOption,
@@ -49,9 +54,17 @@ app = typer.Typer(
 topology_app = typer.Typer(help="Look at topology and graph files.", no_args_is_help=True, **options.STYLE)
 app.add_typer(topology_app, name="topology")
 app.add_typer(bench_app, name="bench")
+deploy_cli.register(app)
 peer_app = typer.Typer(name="dslth-peer", **options.STYLE)
 
 out = Console()
+
+
+class RestartName(StrEnum):
+    """When a peer is started again."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
 
 
 class TransportName(StrEnum):
@@ -130,7 +143,12 @@ def _root(
 
 @app.command()
 def run(
-    topology_file: TopologyOption,
+    topology_file: Annotated[
+        str | None,
+        typer.Option(
+            "--topology", "-t", metavar="FILE", help="Topology file: a path, or a name that comes with dslth."
+        ),
+    ] = None,
     rounds: RoundsOption = None,
     seed: SeedOption = None,
     graph: GraphOption = None,
@@ -143,16 +161,31 @@ def run(
     no_exchange: NoExchangeOption = False,
     data_dir: DataDirOption = None,
     out_dir: OutOption = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with a run that was stopped, from its folder's checkpoints."),
+    ] = None,
+    restart: Annotated[
+        RestartName, typer.Option(help="What to do with a peer whose process dies.")
+    ] = RestartName.ON_FAILURE,
+    orphans: Annotated[
+        bool, typer.Option("--orphans/--no-orphans", help="Whether peers learn on when this command is killed.")
+    ] = True,
     join_timeout: JoinTimeoutOption = 60.0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run all peers of a topology on this machine, and show what they learned and sent.
 
-    Ctrl-C ends all peers; what was measured stays in the run folder.
+    Ctrl-C ends all peers; what was measured stays in the run folder, and --resume goes on from there.
     """
+    if (topology_file is None) == (resume is None):
+        raise typer.BadParameter("give either --topology FILE or --resume RUN")
+    if resume is not None and not (resume / "topology.yaml").is_file():
+        raise MissingFileError(f"--resume {resume}: no run folder, it has no topology.yaml")
+    file = str(resume / "topology.yaml") if resume is not None else str(topology_file)
     settings, graph_of_peers = options.read(
-        topology_file,
+        file,
         rounds=rounds,
         seed=seed,
         graph=graph,
@@ -163,19 +196,30 @@ def run(
         data_dir=data_dir,
     )
     options.look_at_data(settings, graph_of_peers)
-    folder = options.new_folder(out_dir, topology_file)
-    table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
+    folder = options.new_folder(out_dir, file) if resume is None else RunFolder(resume)
+    title = _title(file if resume is None else resume.name, settings)
+    table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, title)
     with _live(table, quiet=as_json) as watch:
         outcome = launcher.run_local(
-            settings, graph_of_peers, folder, transport=transport, join_timeout=join_timeout, watch=watch
+            settings,
+            graph_of_peers,
+            folder,
+            transport=transport,
+            join_timeout=join_timeout,
+            watch=watch,
+            restart=restart is RestartName.ON_FAILURE,
+            orphans=orphans,
         )
-    if as_json:
+    if as_json and outcome.summary:
         print(json.dumps(outcome.summary))  # noqa: T201
-    else:
+    elif outcome.summary:
         _show(folder, outcome.summary)
     if outcome.interrupted:
-        err.print(f"interrupted; what was measured is in {folder.path}", highlight=False)
+        go_on = f"; dslth run --resume {folder.path} goes on" if outcome.summary else ""
+        err.print(f"interrupted; what was measured is in {folder.path}{go_on}", highlight=False, soft_wrap=True)
         raise typer.Exit(130)
+    if outcome.failure is not None:
+        raise outcome.failure
 
 
 def _title(topology_file: str, settings: config.RunConfig) -> str:
@@ -209,6 +253,55 @@ def _live(table: report.LiveTable, quiet: bool) -> Iterator[Callable[[Event], No
 def _show(folder: RunFolder, summary: dict[str, Any]) -> None:
     out.print(report.peer_table(folder, summary))
     out.print(report.totals(summary))
+
+
+@app.command()
+def collect(
+    topology_file: Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.")],
+    listen: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where peers' --reports go, as in tcp://*:47200.")
+    ] = "tcp://127.0.0.1:47200",
+    rounds: RoundsOption = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Run folder to write [default: runs/NAME].")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the next report before giving up.")
+    ] = 600.0,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Collect the reports of peers that run elsewhere, show them, and end when all peers have finished.
+
+    Started again on the folder of a run that has not finished, it goes on with it.
+    """
+    settings, graph_of_peers = options.read(topology_file, rounds=rounds)
+    folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
+    table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
+    stop = threading.Event()
+    collector = Collector(settings, graph_of_peers, folder)
+    try:
+        collector.listen(listen)
+        with launcher.end_on_signals(stop), _live(table, quiet=as_json) as watch:
+            collector.collect(stop, watch, patience)
+    finally:
+        collector.close()
+        _sum_up(folder, as_json=as_json)
+    if collector.refused:
+        err.print(f"note: {collector.refused} messages were no reports of this run and were dropped", highlight=False)
+    if stop.is_set():
+        raise typer.Exit(130)
+
+
+def _sum_up(folder: RunFolder, *, as_json: bool) -> None:
+    """Write and show the summary of a folder that has reports."""
+    with suppress(MissingFileError):
+        summary = report.summarise(folder)
+        folder.write_summary(summary)
+        if as_json:
+            print(json.dumps(summary))  # noqa: T201
+        else:
+            _show(folder, summary)
 
 
 # --- dslth inspect, dslth topology ----------------------------------------------------------------------------------
@@ -270,8 +363,14 @@ def _graph(file: str, seed: int | None) -> topology.Topology:
 
 @peer_app.command()
 def _peer(
-    peer: Annotated[int, typer.Option("--id", help="Which peer of the topology to be.")],
     topology_file: TopologyOption,
+    peer: Annotated[
+        int | None,
+        typer.Option(
+            "--id",
+            help="Which peer of the topology to be [default: srun's task, or the number that the host's name ends with].",
+        ),
+    ] = None,
     rounds: RoundsOption = None,
     seed: SeedOption = None,
     graph: GraphOption = None,
@@ -289,13 +388,22 @@ def _peer(
             metavar="ADDRESS", help="Listen here, as in tcp://0.0.0.0:47100 [default: the topology's address]."
         ),
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST[:PORT]", help="Where peers are, in place of the file's: peer-{id}:47100."),
+    ] = None,
+    reports: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Send reports to a dslth collect there as well.")
+    ] = None,
     join_timeout: JoinTimeoutOption = 60.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No line for each round.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Be one peer of a topology, in this process; the others may start before or after it, here or elsewhere.
 
-    Without a 'network' section in the file, peer i listens on 127.0.0.1, port 47100 + i.
+    Without a 'network' section in the file, peer i listens on 127.0.0.1, port 47100 + i; in a Slurm job step, on its node.
+    Killed and started again with the same --out it goes on from its checkpoint; once it has finished, it begins anew.
     """
     settings, graph_of_peers = options.read(
         topology_file,
@@ -308,15 +416,18 @@ def _peer(
         no_exchange=no_exchange,
         data_dir=data_dir,
     )
-    config.check_peer(peer, graph_of_peers.peers, "--id")
+    where = place.find(peer, host, settings.network, graph_of_peers.peers, os.environ, platform.node())
+    peer, addresses = where.peer, where.addresses
     options.look_at_data(settings, graph_of_peers)
-    network = settings.network or config.NetworkConfig()
-    addresses = [network.address(other) for other in range(graph_of_peers.peers)]
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
     folder.begin(settings, graph_of_peers)
+    if _has_finished(folder, peer, settings.experiment.rounds):
+        Checkpoints(folder.checkpoints(peer)).clear()
+    if not Checkpoints(folder.checkpoints(peer)).files():
+        folder.reports(peer).unlink(missing_ok=True)  # those of a run before
 
     def watch(event: Event) -> None:
-        if as_json:
+        if as_json or quiet:
             return
         if isinstance(event, Joined):
             err.print(f"peer {event.peer} joined {len(event.neighbours)} neighbours", highlight=False)
@@ -342,6 +453,7 @@ def _peer(
             stop,
             listen=listen or _bindable(addresses[peer]),
             meet=lambda address: addresses,
+            reports=reports,
             watch=watch,
             join_timeout=join_timeout,
         )
@@ -356,6 +468,13 @@ def _peer(
         )
     if stop.is_set():
         raise typer.Exit(130)
+
+
+def _has_finished(folder: RunFolder, peer: int, rounds: int) -> bool:
+    with suppress(MissingFileError):
+        last = folder.events().get(peer, [None])[-1]
+        return isinstance(last, Finished) and last.rounds_completed >= rounds
+    return False
 
 
 def _bindable(address: str) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "RunConfig",
     "data_folder",
     "identity",
+    "keys_folder",
     "load",
     "read_counts",
     "shipped",
@@ -185,13 +186,17 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class NetworkConfig(Settings):
     """Where peers listen: peer ``i`` at ``host:base_port + i``, at ``host:port``, or at ``addresses[i]``.
 
-    ``host`` may hold ``{id}``, as in ``peer-{id}``, and must where all peers have the same ``port``.
+    ``host`` may hold ``{id}``, as in ``peer-{id}``, and must where all peers have the same ``port``. ``security``:
+    ``curve`` encrypts and asks everybody for a key, ``none`` does not, ``auto`` does wherever an address is not
+    loopback. ``keys`` is the folder of key pairs; without one, ``NAME.keys`` beside the file ``NAME.yaml``.
     """
 
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     base_port: Port = 47100
     port: Port | None = None
     addresses: tuple[Annotated[str, AfterValidator(_address)], ...] | None = None
+    security: Literal["auto", "curve", "none"] = "auto"
+    keys: Text | None = None
 
     @model_validator(mode="after")
     def _an_address_each(self) -> "NetworkConfig":
@@ -318,7 +323,13 @@ class AlgorithmConfig(Settings):
 
 
 class ExperimentConfig(Settings):
-    """What all peers of a run agree on."""
+    """What all peers of a run agree on.
+
+    ``mode``: how a round treats those who are late. ``sync`` waits for all up to the ``deadline`` (seconds; ``none``:
+    until they are back) and no more for whom missed it, until it is heard of again; ``deadline`` waits each round for
+    all who are connected; ``async`` never waits and uses each neighbour's newest mask that is at most ``staleness``
+    rounds older than its own. ``checkpoint_every``: rounds between two checkpoints, 0 for none.
+    """
 
     preset: Literal["signed", "mce-pl"] = "signed"
     seed: Seed = 1
@@ -327,7 +338,10 @@ class ExperimentConfig(Settings):
     model: ModelConfig
     algorithm: AlgorithmConfig
     codec: Literal["auto", "bitpack", "range", "delta", "context"] = "auto"
-    deadline: Annotated[float, Field(gt=0)] = 60.0
+    mode: Literal["sync", "deadline", "async"] = "sync"
+    deadline: Annotated[float, Field(gt=0)] | Literal["none"] = 60.0
+    staleness: Positive = 5
+    checkpoint_every: Annotated[int, Field(ge=0)] = 5
     evaluate_every: Positive = 1
 
 
@@ -425,6 +439,12 @@ def data_folder(config: DataConfig) -> Path:
     return Path(config.folder or os.environ.get("DSLTH_DATA_DIR") or f"{cache}/dslth").expanduser()
 
 
+def keys_folder(path: Path | str) -> Path:
+    """Give the folder of a topology file's keys unless it names one: beside it, or here for one that is shipped."""
+    file = _find(Path(path), "topologies", "topology")
+    return (file.parent if file == Path(path) else Path()).resolve() / f"{file.stem}.keys"
+
+
 def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a topology file, given by path or by a name that is shipped.
 
@@ -443,6 +463,9 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunCon
     if isinstance(raw.get("peers"), dict):
         raw["peers"] = {key: _with_profile(key, entry, file) for key, entry in raw["peers"].items()}
     run = _validate(raw, file)
+    if run.network is not None:
+        keys = keys_folder(path) if run.network.keys is None else (file.parent / run.network.keys).resolve()
+        run = run.model_copy(update={"network": run.network.model_copy(update={"keys": str(keys)})})
     return _standing_alone(run, file.parent)
 
 
@@ -599,11 +622,14 @@ def _keys(location: tuple[int | str, ...], raw: Any, *, last: bool) -> Iterator[
 def identity(run: RunConfig, edges: str) -> dict[str, str]:
     """Flatten all that peers of one run must share to ``{"seed": "1", "algorithm.lr": "1.0", ...}``.
 
-    Left out is what a peer may choose for itself: rounds, where data lie, codec, deadline, evaluation, its device.
+    Left out is what a peer may choose for itself: rounds, where data lie, codec, deadline, staleness, checkpoints,
+    evaluation, its device.
     """
     shared = run.experiment.model_dump(
         mode="json",
-        exclude={"preset": True, "rounds": True, "codec": True, "deadline": True, "evaluate_every": True}
+        exclude=dict.fromkeys(
+            ("preset", "rounds", "codec", "deadline", "staleness", "checkpoint_every", "evaluate_every"), True
+        )
         | {"data": {"folder": True, "test_samples": True}},
     )
     return {"topology": edges, **dict(_flatten("", shared))}

@@ -12,13 +12,16 @@
     ├── JoinError           9   neighbours did not show up within the join time-out
     ├── WrongRunError      10   a neighbour belongs to another run: other seed, model, data, algorithm or graph
     ├── PeerFailedError    11   a peer of a local run ended before its last round
-    └── OutputError        12   the run folder cannot be written
+    ├── OutputError        12   the run folder cannot be written
+    ├── CheckpointError    13   a checkpoint is damaged, or another run's
+    └── SecurityError      14   a key is missing, damaged, or readable by others
 
 Exit code 0 means done, 2 a misspelt command line (said by the option parser), 130 Ctrl-C.
 """
 
 __all__ = [
     "AddressError",
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "DslthError",
@@ -26,6 +29,7 @@ __all__ = [
     "MissingFileError",
     "OutputError",
     "PeerFailedError",
+    "SecurityError",
     "TopologyError",
     "UnknownPeerError",
     "WrongRunError",
@@ -96,3 +100,15 @@ class OutputError(DslthError):
     """The run folder cannot be written."""
 
     exit_code = 12
+
+
+class CheckpointError(DslthError):
+    """A checkpoint cannot be read, or belongs to another run."""
+
+    exit_code = 13
+
+
+class SecurityError(DslthError):
+    """A key that a peer needs is missing, damaged, or readable by others."""
+
+    exit_code = 14

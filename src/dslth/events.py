@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-__all__ = ["Event", "Finished", "Joined", "LinkStats", "RoundReport", "Seconds", "parse"]
+__all__ = ["Event", "Finished", "Happening", "Joined", "LinkStats", "Noticed", "RoundReport", "Seconds", "parse"]
+
+Happening = Literal[
+    "lost", "back", "left", "moved", "resumed", "skipped", "unsaved", "diverged", "died", "restarted", "gave-up"
+]
+"""What is out of the ordinary. Of a neighbour: its mask missed a deadline, it is heard again, it left before the end,
+it is at another address. Of the peer itself: it went on from a checkpoint, skipped rounds to catch up, could not write
+a checkpoint, its loss is not finite. Said by the launcher: the peer's process died, was started again, was given up."""
 
 
 class _Record(BaseModel):
@@ -97,7 +104,24 @@ class Finished(_Record):
     refused: Mapping[str, int]
 
 
-Event = Joined | RoundReport | Finished
+class Noticed(_Record):
+    """Something out of the ordinary, to be put on a time line; ``round`` is the peer's own."""
+
+    event: Literal["noticed"] = "noticed"
+    peer: int
+    time: float
+    round: int
+    what: Happening
+    neighbour: int | None = None
+    detail: str = ""
+
+    @property
+    def links(self) -> Mapping[int, LinkStats]:
+        """No bytes: those are in the records before and after."""
+        return {}
+
+
+Event = Joined | RoundReport | Finished | Noticed
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

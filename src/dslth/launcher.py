@@ -6,13 +6,13 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +21,7 @@ import zmq
 from dslth import data, events, partition
 from dslth.config import NetworkConfig, RunConfig
 from dslth.errors import DslthError, MissingFileError, PeerFailedError
-from dslth.events import Event
+from dslth.events import Event, RoundReport
 from dslth.report import summarise
 from dslth.runfolder import RunFolder
 from dslth.topology import Topology
@@ -33,16 +33,25 @@ __all__ = ["Outcome", "end_on_signals", "preflight", "run_local", "run_one"]
 
 GRACE_SECONDS = 10.0
 """How long peers that were asked to end may take before they are killed."""
+RESTARTS = 5
+"""How often a peer is started again, without a round reported in between, before it is given up."""
+BACK_OFF_SECONDS = 0.5
+"""How long a peer that died stays away; twice as long each time."""
 TICK = 0.1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run. ``interrupted``: it was asked to end before its last round."""
+    """What became of a run.
+
+    ``summary`` is empty where no peer got as far as a report. ``interrupted``: it was asked to end before its last
+    round. ``failure``: the error that it ends with.
+    """
 
     folder: RunFolder
     summary: dict[str, Any]
     interrupted: bool
+    failure: DslthError | None = None
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,16 @@ def run_one(
     reports: str | None = None,
     watch: Callable[[Event], None] | None = None,
     join_timeout: float = 60.0,
+    advertise: str = "",
     make_learner: "type[Learner] | None" = None,
 ) -> events.Finished:
-    """Run one peer of a run in this thread, from listening to its ticket.
+    """Run one peer of a run in this thread, from listening to its ticket; it goes on from a checkpoint in the folder.
 
     ``meet`` is told the address that the peer listens on and gives those of all peers. ``memory`` is the MemoryNetwork
     of a run in one process; without one the peer talks ZeroMQ. ``make_learner`` is for benchmarks that learn otherwise.
     """
     from dslth import sinks, wire
+    from dslth.checkpoint import Checkpoints
     from dslth.learner import Learner  # torch is heavy: only who learns loads it
     from dslth.peer import Peer, Place
     from dslth.transport.memory import MemoryTransport
@@ -121,16 +132,17 @@ def run_one(
     learner = (make_learner or Learner)(peer, topology.peers, run.experiment, run.device(peer))
     largest = wire.max_payload(learner.sizes)
     transport = ZeroMqTransport(largest) if memory is None else MemoryTransport(memory, peer)
+    checkpoints = Checkpoints(folder.checkpoints(peer))
     outputs: list[sinks.Sink] = []
     try:
         addresses = meet(transport.listen(listen))
-        outputs.append(sinks.JsonLines(folder.reports(peer)))
+        outputs.append(sinks.JsonLines(folder.reports(peer), append=True))
         if reports is not None:
             outputs.append(sinks.Push(reports))
         if watch is not None:
             outputs.append(sinks.Call(watch))
-        place = Place(peer, run, topology, addresses, join_timeout)
-        return Peer(place, learner, transport, outputs, stop).run(folder.ticket(peer))
+        place = Place(peer, run, topology, addresses, join_timeout, advertise)
+        return Peer(place, learner, transport, outputs, stop, checkpoints).run(folder.ticket(peer))
     finally:
         transport.close()
         for output in outputs:
@@ -147,6 +159,7 @@ class _Workers(Protocol):
 
     def events(self, timeout: float) -> list[Event]: ...
     def running(self) -> set[int]: ...
+    def restart(self, peer: int) -> None: ...
     def ask_to_end(self) -> None: ...
     def end(self) -> None: ...
     def failures(self) -> dict[int, _Failure]: ...
@@ -160,56 +173,98 @@ def run_local(
     transport: str = "zeromq",
     join_timeout: float = 60.0,
     watch: Callable[[Event], None] = lambda event: None,
+    restart: bool = False,
+    orphans: bool = True,
     be: Callable[..., events.Finished] = run_one,
 ) -> Outcome:
     """Run all peers on this machine until they are done, or until Ctrl-C.
 
-    ``be`` is what each peer does; benchmarks put their own in place of ``run_one``.
+    ``be`` is what each peer does; benchmarks put their own in place of ``run_one``. ``restart``: a peer whose process
+    dies is started again and goes on from its checkpoint. Without ``orphans`` peers end when this process dies; else
+    they learn on.
 
     Without a ``network`` section peers listen on free ports of the loopback device, so that runs do not collide.
 
-    Raises the error of the first peer that failed, or PeerFailedError for one that was killed; the run folder keeps
-    what was measured, summary included, wherever a peer got as far as its first report.
+    The outcome has the error of the first peer that failed, or PeerFailedError for one that was killed; the run folder
+    keeps what was measured, summary included, wherever a peer got as far as its first report.
     """
-    folder.begin(run, topology)
+    if not folder.manifest():  # else it is resumed
+        folder.begin(run, topology)
     stop = threading.Event()
     with end_on_signals(stop):
-        make = _Processes if transport == "zeromq" else _Threads
-        workers: _Workers = make(run, topology, folder, join_timeout, be)
+        settings = _Settings(run, topology, folder, join_timeout, be, orphans)
+        workers: _Workers = _Processes(settings) if transport == "zeromq" else _Threads(settings)
+        keeper = _Keeper(workers, folder, watch, restart=restart and transport == "zeromq")
         try:
             asked: float | None = None
-            while workers.running():
+            while workers.running() or (keeper.waiting and asked is None):
                 for event in workers.events(TICK):
-                    watch(event)
-                if asked is None and (stop.is_set() or _hopeless(workers)):
+                    keeper.take(event)
+                if asked is None and not stop.is_set():
+                    keeper.tend()
+                if asked is None and (stop.is_set() or _hopeless(workers, keeper.waiting)):
                     workers.ask_to_end()
                     asked = time.monotonic()
                 if asked is not None and time.monotonic() - asked > GRACE_SECONDS:
                     break
             for event in workers.events(0):
-                watch(event)
+                keeper.take(event)
         finally:
             workers.end()
     failures = workers.failures()
+    summary: dict[str, Any] = {}
     with suppress(MissingFileError):  # where no peer got as far as a report
-        folder.write_summary(summarise(folder))
-    if failures and not stop.is_set():
-        raise _error(failures)
-    try:
         summary = summarise(folder)
-    except MissingFileError:
-        if stop.is_set():  # asked to end before there was anything to show
-            raise KeyboardInterrupt from None
-        raise
-    return Outcome(folder, summary, interrupted=stop.is_set())
+        folder.write_summary(summary)
+    failure = _error(failures) if failures and not stop.is_set() else None
+    return Outcome(folder, summary, interrupted=stop.is_set(), failure=failure)
 
 
-def _hopeless(workers: _Workers) -> bool:
+class _Keeper:
+    """Passes reports on, and starts peers again that died, with back-off."""
+
+    def __init__(self, workers: _Workers, folder: RunFolder, watch: Callable[[Event], None], *, restart: bool) -> None:
+        self._workers, self._folder, self._watch, self._restart = workers, folder, watch, restart
+        self._rounds: Counter[int] = Counter()
+        self._tries: Counter[int] = Counter()
+        self.waiting: dict[int, float] = {}
+
+    def take(self, event: Event) -> None:
+        """Pass a report on."""
+        if isinstance(event, RoundReport):
+            self._rounds[event.peer] = event.round + 1
+            self._tries[event.peer] = 0
+        self._watch(event)
+
+    def tend(self) -> None:
+        """Look after those who died: start them again when their time has come."""
+        for peer, failure in list(self._workers.failures().items()):
+            if not self._restart or peer in self.waiting or failure.exit_code != PeerFailedError.exit_code:
+                continue
+            if self._tries[peer] == RESTARTS:
+                self._say("gave-up", peer, failure.text)
+                self._tries[peer] += 1
+            elif self._tries[peer] < RESTARTS:
+                self._say("died", peer, failure.text)
+                self.waiting[peer] = time.monotonic() + BACK_OFF_SECONDS * 2 ** self._tries[peer]
+                self._tries[peer] += 1
+        for peer in [peer for peer, due in self.waiting.items() if time.monotonic() >= due]:
+            del self.waiting[peer]
+            self._workers.restart(peer)
+            self._say("restarted", peer)
+
+    def _say(self, what: events.Happening, peer: int, detail: str = "") -> None:
+        noticed = events.Noticed(peer=peer, time=time.time(), round=self._rounds[peer], what=what, detail=detail)
+        with suppress(OSError), self._folder.happenings.open("a", encoding="utf-8") as file:
+            file.write(noticed.model_dump_json() + "\n")
+        self._watch(noticed)
+
+
+def _hopeless(workers: _Workers, waiting: Mapping[int, float]) -> bool:
     """Tell whether a peer failed for a reason that a person must mend, so that the others need not go on."""
-    failures = workers.failures().values()
-    return any(failure.exit_code != PeerFailedError.exit_code for failure in failures) or bool(
-        failures and not workers.met
-    )
+    failures = workers.failures()
+    mendable = any(failure.exit_code != PeerFailedError.exit_code for failure in failures.values())
+    return mendable or bool(failures.keys() - waiting.keys() and not workers.met)
 
 
 def _error(failures: dict[int, _Failure]) -> DslthError:
@@ -227,45 +282,58 @@ def _failure(error: BaseException) -> _Failure:
     return _Failure(PeerFailedError.exit_code, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What all peers of a local run are started with."""
+
+    run: RunConfig
+    topology: Topology
+    folder: RunFolder
+    join_timeout: float
+    be: Callable[..., events.Finished]
+    orphans: bool
+
+
 class _Processes:
     """A process a peer, forked from a server that has torch loaded; reports come over a PULL socket."""
 
-    def __init__(
-        self,
-        run: RunConfig,
-        topology: Topology,
-        folder: RunFolder,
-        join_timeout: float,
-        be: Callable[..., events.Finished],
-    ) -> None:
-        self._folder = folder
+    def __init__(self, settings: _Settings) -> None:
+        self._settings = settings
         self._context = zmq.Context()
         self._pull = self._context.socket(zmq.PULL)
         self._pull.setsockopt(zmq.LINGER, 0)
         self._pull.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
-        reports = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
-        resource_tracker.ensure_running()  # by itself, because it lets signals through
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits it: Ctrl-C must not cut into it
+        self._reports = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
+        self._server = multiprocessing.get_context("forkserver")
+        self._server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server loads torch: Ctrl-C must not cut into that
         forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, ours)
         self._failures: dict[int, _Failure] = {}
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, BaseProcess] = {}
-        self._listening: dict[int, str] = {}
+        self._book: dict[int, str] = {}
+        self._asking: set[int] = set()
         self.met = False
-        for peer in range(topology.peers):
-            here, there = server.Pipe()
-            listen = run.network.address(peer) if run.network else "tcp://127.0.0.1:*"
-            process = server.Process(
-                target=_process,
-                args=(peer, run, topology, folder.path, listen, there, reports, join_timeout, be),
-                name=f"dslth-peer-{peer}",
-            )
-            process.start()
-            there.close()
-            self._pipes[peer], self._processes[peer] = here, process
+        for peer in range(settings.topology.peers):
+            self._start(peer)
+
+    def _start(self, peer: int) -> None:
+        network = self._settings.run.network
+        listen = self._book.get(peer) or (network.address(peer) if network else "tcp://127.0.0.1:*")
+        here, there = self._server.Pipe()
+        process = self._server.Process(
+            target=_process, args=(peer, self._settings, listen, there, self._reports), name=f"dslth-peer-{peer}"
+        )
+        process.start()
+        there.close()
+        self._pipes[peer], self._processes[peer] = here, process
+
+    def restart(self, peer: int) -> None:
+        """Start a peer again that died, at the address that the others know."""
+        self._processes[peer].join()
+        del self._failures[peer]
+        self._start(peer)
 
     def events(self, timeout: float) -> list[Event]:
         """Wait for reports and for what peers say over their pipes."""
@@ -286,20 +354,21 @@ class _Processes:
                         self._failures[peer] = said
                         self._write_trace(peer, said)
                     else:
-                        self._listening[peer] = said
+                        self._book[peer] = said
+                        self._asking.add(peer)
             except (EOFError, OSError):  # it has ended
                 del self._pipes[peer]
-        if len(self._listening) == len(self._processes):
-            book = [self._listening[peer] for peer in sorted(self._listening)]
-            for pipe in self._pipes.values():
+        if len(self._book) == len(self._processes):
+            addresses = [self._book[peer] for peer in sorted(self._book)]
+            for peer in self._asking & self._pipes.keys():
                 with suppress(OSError):  # it has just ended; running() tells
-                    pipe.send(book)
-            self._listening.clear()
+                    self._pipes[peer].send(addresses)
+            self._asking.clear()
             self.met = True
 
     def _write_trace(self, peer: int, failure: _Failure) -> None:
         if failure.trace:
-            self._folder.reports(peer).with_suffix(".log").write_text(failure.trace, encoding="utf-8")
+            self._settings.folder.reports(peer).with_suffix(".log").write_text(failure.trace, encoding="utf-8")
 
     def running(self) -> set[int]:
         """Give the peers whose process is alive."""
@@ -335,17 +404,7 @@ class _Processes:
         return self._failures
 
 
-def _process(
-    peer: int,
-    run: RunConfig,
-    topology: Topology,
-    folder: Path,
-    listen: str,
-    pipe: Connection,
-    reports: str,
-    join_timeout: float,
-    be: Callable[..., events.Finished],
-) -> None:
+def _process(peer: int, settings: _Settings, listen: str, pipe: Connection, reports: str) -> None:
     """Be the process of one peer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks with SIGTERM
     stop = threading.Event()
@@ -357,19 +416,25 @@ def _process(
             if stop.is_set():
                 raise SystemExit(0)
         addresses: Sequence[str] = pipe.recv()
+        if not settings.orphans:
+            threading.Thread(target=end_with_the_launcher, daemon=True).start()
         return addresses
 
+    def end_with_the_launcher() -> None:
+        wait([pipe])  # the launcher says nothing more: that there is something to read is its end
+        stop.set()
+
     try:
-        be(
+        settings.be(
             peer,
-            run,
-            topology,
-            RunFolder(folder),
+            settings.run,
+            settings.topology,
+            settings.folder,
             stop,
             listen=listen,
             meet=meet,
             reports=reports,
-            join_timeout=join_timeout,
+            join_timeout=settings.join_timeout,
         )
     except Exception as error:
         pipe.send(_failure(error))
@@ -381,35 +446,29 @@ class _Threads:
 
     met = True
 
-    def __init__(
-        self,
-        run: RunConfig,
-        topology: Topology,
-        folder: RunFolder,
-        join_timeout: float,
-        be: Callable[..., events.Finished],
-    ) -> None:
+    def __init__(self, settings: _Settings) -> None:
         from dslth.transport.memory import MemoryNetwork
 
         self._stop = threading.Event()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._failures: dict[int, _Failure] = {}
         network = MemoryNetwork()
+        topology = settings.topology
         addresses = [f"memory://{peer}" for peer in range(topology.peers)]
 
         def run_thread(peer: int) -> None:
             try:
-                be(
+                settings.be(
                     peer,
-                    run,
+                    settings.run,
                     topology,
-                    folder,
+                    settings.folder,
                     self._stop,
                     listen=addresses[peer],
                     meet=lambda address: addresses,
                     memory=network,
                     watch=self._events.put,
-                    join_timeout=join_timeout,
+                    join_timeout=settings.join_timeout,
                 )
             except Exception as error:
                 self._failures[peer] = _failure(error)
@@ -433,6 +492,9 @@ class _Threads:
     def running(self) -> set[int]:
         """Give the peers whose thread is alive."""
         return {peer for peer, thread in self._threads.items() if thread.is_alive()}
+
+    def restart(self, peer: int) -> None:
+        """Threads do not die."""
 
     def ask_to_end(self) -> None:
         """Set the flag that all peers look at."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dslth import algorithm, data, models, partition, supermask
@@ -172,6 +173,21 @@ class Learner:
             for total, layer in zip(sums, mask.arrays(), strict=True):
                 total += torch.from_numpy(layer)
         return [(s / max(1, len(masks))).reshape(w.shape) for s, w in zip(sums, self.net.weights, strict=True)]
+
+    def state(self) -> dict[str, NDArray[np.float32]]:
+        """Give what was learned between two rounds: scores, neighbours' mean and own last mask of each layer."""
+        kinds = {"scores": self._scores, "means": self._means, "own": self._own}
+        return {f"{kind}.{n}": layer.numpy() for kind, layers in kinds.items() for n, layer in enumerate(layers)}
+
+    def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Go on from a state; KeyError or ValueError where it is not one of this network."""
+
+        def layers(kind: str) -> list[Tensor]:
+            return [
+                torch.from_numpy(state[f"{kind}.{n}"].reshape(w.shape)).float() for n, w in enumerate(self.net.weights)
+            ]
+
+        self._scores, self._means, self._own = layers("scores"), layers("means"), layers("own")
 
     def mask(self) -> BitMask:
         """Give the mask that is in use (step 8)."""

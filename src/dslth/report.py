@@ -38,7 +38,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     """Work out a run's figures from its files: what ``--json`` prints and ``summary.json`` holds."""
     by_peer = folder.events()
     peers = [_summarise_peer(peer, events) for peer, events in by_peer.items()]
-    joined = [event for events in by_peer.values() for event in events if isinstance(event, Joined)]
+    joined = list({e.peer: e for events in by_peer.values() for e in events if isinstance(e, Joined)}.values())
     weights = sum(joined[0].sizes) if joined else 0
     starts = [event.time for event in joined]
     ends = [events[-1].time for events in by_peer.values()]
@@ -64,11 +64,12 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "message_bytes_sent": message_bytes,
         "link_bytes_sent": _sum(peer["link_bytes_sent"] for peer in peers),
         "peers": peers,
+        "happenings": [event.model_dump(exclude={"event"}) for event in folder.noticed()],
     }
 
 
 def _summarise_peer(peer: int, events: Sequence[Event]) -> dict[str, Any]:
-    rounds = [event for event in events if isinstance(event, RoundReport)]
+    rounds = _played(events)
     evaluated = [event for event in rounds if event.accuracy_personal is not None]
     finished = next((event for event in events if isinstance(event, Finished)), None)
     links = [link for event in events for link in event.links.values()]
@@ -101,7 +102,7 @@ def _is_round(event: Event, number: int) -> bool:
 
 
 def _rounds(events: Sequence[Event]) -> int:
-    return sum(isinstance(event, RoundReport) for event in events)
+    return len(_played(events))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -197,7 +198,7 @@ class _Row:
     """What a table says of one peer, from its reports."""
 
     def __init__(self, events: Sequence[Event]) -> None:
-        rounds = [event for event in events if isinstance(event, RoundReport)]
+        rounds = _played(events)
         joined = next((event for event in events if isinstance(event, Joined)), None)
         self.last = rounds[-1] if rounds else None
         self.rounds = len(rounds)
@@ -252,12 +253,12 @@ def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Fitted:
 def totals(summary: Mapping[str, Any]) -> Table:
     """Show a run's totals, the three byte figures among them."""
     table = new_table("totals", "figure", "value")
-    dense = 4 * summary["masked_weights"]
+    dense, first = 4 * summary["masked_weights"], summary["seconds_to_first_round"]
     rows = {
         "personal accuracy, mean": _percent(summary["accuracy_personal"]),
         "global accuracy, mean": _percent(summary["accuracy_global"]),
         "seconds": f"{summary['seconds']:.1f}",
-        "seconds to the first round": f"{summary['seconds_to_first_round'] or float('nan'):.1f}",
+        "seconds to the first round": "–" if first is None else f"{first:.1f}",
         "masked weights x directed edges": f"{summary['masked_weights']:,} x {summary['directed_edges']}",
         "payload bytes sent (encoded masks)": f"{summary['payload_bytes_sent']:,}",
         "message bytes sent (and headers, hellos)": f"{summary['message_bytes_sent']:,}",

@@ -6,6 +6,8 @@
     topology.yaml            the topology file as resolved; runs again as it is
     peers/peer-3.jsonl       reports of peer 3, a line each: joined, rounds, finished
     tickets/peer-3.safetensors   its personal model: seed, model name, shapes, packed mask
+    checkpoints/peer-3/          what it needs to go on after a crash, the last two
+    launcher.jsonl           which peers died and were started again
     summary.json             the figures of the run
 """
 
@@ -22,7 +24,7 @@ from typing import Any
 
 from dslth.config import RunConfig
 from dslth.errors import MissingFileError, OutputError
-from dslth.events import Event, parse
+from dslth.events import Event, Noticed, parse
 from dslth.topology import Topology
 
 __all__ = ["RunFolder"]
@@ -59,6 +61,15 @@ class RunFolder:
     def ticket(self, peer: int) -> Path:
         """Where a peer's ticket goes."""
         return self.path / "tickets" / f"peer-{peer}.safetensors"
+
+    def checkpoints(self, peer: int) -> Path:
+        """Where a peer's checkpoints go."""
+        return self.path / "checkpoints" / f"peer-{peer}"
+
+    @property
+    def happenings(self) -> Path:
+        """Where the launcher says what happened to processes."""
+        return self.path / "launcher.jsonl"
 
     def begin(self, run: RunConfig, topology: Topology) -> None:
         """Write manifest and topology, the graph as its edges; raises OutputError."""
@@ -102,6 +113,15 @@ class RunFolder:
         if not found:
             raise MissingFileError(f"{self.path} is no run folder: it has no peers/peer-*.jsonl with reports")
         return dict(sorted(found.items()))
+
+    def noticed(self) -> list[Noticed]:
+        """Read what was out of the ordinary, said by peers and by the launcher, in the order of time."""
+        lines: list[str] = []
+        for path in [*self.path.glob("peers/peer-*.jsonl"), self.happenings]:
+            if path.is_file():
+                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
+        events = [event for line in lines if '"noticed"' in line and isinstance(event := parse(line), Noticed)]
+        return sorted(events, key=lambda event: event.time)
 
     def manifest(self) -> dict[str, Any]:
         """Read ``manifest.json``; empty where it is not there or holds something else."""

@@ -27,14 +27,17 @@ class Sink(Protocol):
 class JsonLines:
     """One line a report in a file, there at once for whoever follows it; OutputError where it cannot be opened.
 
-    A disk that fills up later is said once, and learning goes on.
+    ``append``: the file goes on where it ends. A disk that fills up later is said once, and learning goes on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, append: bool = False) -> None:
         self._path, self._broken = path, False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8", buffering=1)
+            torn = append and path.is_file() and not path.read_bytes().endswith(b"\n")
+            self._file = path.open("a" if append else "w", encoding="utf-8", buffering=1)
+            if torn:
+                self._file.write("\n")  # what was cut off stays a line of its own
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from None
 

@@ -64,6 +64,8 @@ MAX_HEADER = 64
 """Bytes of a header at most (in practice 16 to 24)."""
 MAX_CONTROL = 16384
 """Bytes of a payload that is no mask, at most."""
+MAX_ADDRESS = 255
+"""Characters of an address at most."""
 _MAX_FIELD = 2**32 - 1
 
 Frames = tuple[bytes, bytes]
@@ -87,6 +89,7 @@ class Refusal(StrEnum):
     WRONG_VERSION = "wrong-version"
     WRONG_RUN = "wrong-run"
     STRANGER = "stranger"
+    IMPOSTOR = "impostor"
     NO_HELLO = "no-hello"
     UNKNOWN_BASE = "unknown-base"
     STALE = "stale"
@@ -126,11 +129,15 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class Hello:
-    """Who a peer is: its run, and its masks' weights (``sizes``) and ones (``ones``) in each layer."""
+    """Who a peer is: its run, and its masks' weights (``sizes``) and ones (``ones``) in each layer.
+
+    ``address`` is where it listens, empty where that is what the topology says.
+    """
 
     digest: bytes
     sizes: tuple[int, ...]
     ones: tuple[int, ...]
+    address: str = ""
 
 
 def run_digest(identity: Mapping[str, str]) -> bytes:
@@ -149,7 +156,7 @@ def max_payload(sizes: Sequence[int]) -> int:
 
 def hello(kind: Kind, me: Hello, sender: int, round_: int, held: int | None = None) -> Frames:
     """Write a hello or a welcome; ``held`` is the round of the receiver's newest mask that the sender holds."""
-    content = msgpack.packb([me.digest, list(me.sizes), list(me.ones)])
+    content = msgpack.packb([me.digest, list(me.sizes), list(me.ones), me.address])
     return _sealed(kind, me.digest, sender, round_, content, held=held), content
 
 
@@ -236,16 +243,18 @@ def read_header(frames: Sequence[bytes], sizes: Sequence[int]) -> Header:
 def read_hello(payload: bytes) -> Hello:
     """Read the payload of a hello or a welcome."""
     content = _unpack(payload)
-    if type(content) is not list or len(content) != 3:
+    if type(content) is not list or len(content) != 4:
         _refuse(Refusal.MALFORMED)
-    digest, sizes, ones = content
+    digest, sizes, ones, address = content
     if type(digest) is not bytes or len(digest) != 16 or type(sizes) is not list or type(ones) is not list:
         _refuse(Refusal.MALFORMED)
     if len(sizes) != len(ones) or not all(type(n) is int and 0 <= n <= _MAX_FIELD for n in (*sizes, *ones)):
         _refuse(Refusal.MALFORMED)
     if any(kept > n for kept, n in zip(ones, sizes, strict=True)):
         _refuse(Refusal.WRONG_DENSITY)
-    return Hello(digest, tuple(sizes), tuple(ones))
+    if type(address) is not str or len(address) > MAX_ADDRESS:
+        _refuse(Refusal.MALFORMED)
+    return Hello(digest, tuple(sizes), tuple(ones), address)
 
 
 def read_refusal(payload: bytes) -> dict[str, str]:

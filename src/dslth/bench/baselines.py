@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -148,7 +149,8 @@ class Loop:
         payload = method.outgoing(round_)
         marks.append(time.perf_counter())
         self._decoding = 0.0
-        received = self._exchange(round_, payload, self.experiment.deadline)
+        deadline = self.experiment.deadline
+        received = self._exchange(round_, payload, inf if deadline == "none" else deadline)
         marks.append(time.perf_counter())
         if self.stop.is_set():
             return None

@@ -1,0 +1,135 @@
+"""Checkpoints of a peer: what it needs to go on where it was, as safetensors; no pickle.
+
+A checkpoint is written beside the last one, synced to disk and renamed into place, so that at any moment a whole one is
+there. The last two are kept: where the newer cannot be read, the older one serves.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from dslth.errors import CheckpointError
+from dslth.masks import BitMask
+
+__all__ = ["Checkpoint", "Checkpoints"]
+
+VERSION = 1
+KEPT = 2
+"""Checkpoints of a peer that are kept."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A peer between two rounds.
+
+    ``run`` is the run digest in hex, ``round`` the next one to play, ``tensors`` the learner's state, ``sent`` the
+    masks sent last with their rounds (neighbours may still need them), ``refused`` the refusals counted so far.
+    """
+
+    run: str
+    round: int
+    tensors: Mapping[str, NDArray[np.float32]]
+    sent: Sequence[tuple[int, BitMask]]
+    refused: Mapping[str, int]
+
+
+class Checkpoints:
+    """The checkpoints of one peer, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def files(self) -> list[Path]:
+        """Give the checkpoints that are there, newest first."""
+        return sorted(self.folder.glob("round-*.safetensors"), reverse=True)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and forget all but the last two; raises OSError where the disk does not take it."""
+        tensors: dict[str, NDArray[np.generic]] = dict(checkpoint.tensors)
+        for round_, mask in checkpoint.sent:
+            tensors[f"sent.{round_}"] = np.frombuffer(mask.pack(), np.uint8)
+        metadata = {
+            "version": str(VERSION),
+            "run": checkpoint.run,
+            "round": str(checkpoint.round),
+            "refused": json.dumps(checkpoint.refused),
+            "digest": _digest(tensors),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"round-{checkpoint.round:08d}.safetensors"
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                file.write(to_bytes(tensors, metadata))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        for old in self.files()[KEPT:]:
+            old.unlink()
+
+    def load(self, run: str, sizes: Sequence[int]) -> tuple[Checkpoint | None, list[str]]:
+        """Read the newest whole checkpoint, with a note for each that is not; None where there are none.
+
+        Raises CheckpointError where it belongs to another run, or where none can be read.
+        """
+        notes: list[str] = []
+        for path in self.files():
+            try:
+                return _read(path, run, sizes), notes
+            except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+                notes.append(f"{path} cannot be read ({str(error) or type(error).__name__})")
+        if notes:
+            raise CheckpointError(f"{notes[0]}, and there is no other; remove it to begin anew")
+        return None, notes
+
+    def clear(self) -> None:
+        """Forget all."""
+        for path in self.files():
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path, run: str, sizes: Sequence[int]) -> Checkpoint:
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
+    if metadata["version"] != str(VERSION):
+        raise CheckpointError(f"{path} is of another version of dslth; remove it to begin anew")
+    if metadata["digest"] != _digest(tensors):
+        raise ValueError("damaged")
+    if metadata["run"] != run:
+        raise CheckpointError(
+            f"{path} belongs to another run: other seed, data, model, algorithm or graph; "
+            "choose another --out, or --fresh to begin anew"
+        )
+    sent = {int(key.removeprefix("sent.")): value for key, value in tensors.items() if key.startswith("sent.")}
+    return Checkpoint(
+        run,
+        int(metadata["round"]),
+        {key: value for key, value in tensors.items() if not key.startswith("sent.")},
+        [(round_, BitMask.unpack(sent[round_].tobytes(), sizes)) for round_ in sorted(sent)],
+        dict(json.loads(metadata["refused"])),
+    )
+
+
+def _digest(tensors: Mapping[str, NDArray[np.generic]]) -> str:
+    hashed = hashlib.sha256()
+    for key in sorted(tensors):
+        hashed.update(f"{key} {tensors[key].dtype} {tensors[key].shape}\n".encode())
+        hashed.update(tensors[key].tobytes())
+    return hashed.hexdigest()

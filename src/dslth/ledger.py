@@ -1,0 +1,178 @@
+"""What a peer counts, and the reports made of it: bytes by edge, refusals by name, seconds by phase, events."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import psutil
+
+from dslth.events import Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
+from dslth.learner import Accuracies
+from dslth.masks import BitMask
+from dslth.sinks import Sink
+from dslth.transport import Transport
+from dslth.wire import Frames, Refusal
+
+__all__ = ["Ledger"]
+
+
+@dataclass
+class _Edge:
+    """Bytes exchanged with a neighbour so far."""
+
+    payload_sent: int = 0
+    payload_received: int = 0
+    message_sent: int = 0
+    message_received: int = 0
+
+
+class Ledger:
+    """The books of one peer; every report goes to all ``sinks``."""
+
+    def __init__(self, peer: int, neighbours: Iterable[int], transport: Transport, sinks: Sequence[Sink]) -> None:
+        self._peer, self._transport, self._sinks = peer, transport, sinks
+        self._edges = {neighbour: _Edge() for neighbour in neighbours}
+        self._reported = dict.fromkeys(self._edges, LinkStats())
+        self._refused: Counter[str] = Counter()
+        self._before: Counter[str] = Counter()
+        self._spent: dict[str, float] = {}
+        self._accuracy: Accuracies | None = None
+        self._last_sent: BitMask | None = None
+        self._finite = True
+
+    # --- counting ---------------------------------------------------------------------------------------------------
+
+    def sent(self, neighbour: int, frames: Frames, *, mask: bool = False) -> None:
+        """Count a message that was handed to the transport."""
+        edge = self._edges[neighbour]
+        edge.message_sent += sum(map(len, frames))
+        edge.payload_sent += len(frames[1]) if mask else 0
+
+    def received(self, neighbour: int, frames: Sequence[bytes], *, mask: bool = False) -> None:
+        """Count a message that was taken in."""
+        edge = self._edges[neighbour]
+        edge.message_received += sum(map(len, frames))
+        edge.payload_received += len(frames[1]) if mask else 0
+
+    def refuse(self, reason: Refusal) -> None:
+        """Count a message that was not taken in."""
+        self._refused[reason] += 1
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Count what was refused, by reason, by the peer and by its transport, restarts included."""
+        return dict(self._before + self._refused + Counter(self._transport.refused()))
+
+    def restore(self, refused: Mapping[str, int], last_sent: BitMask | None) -> None:
+        """Go on counting where the peer was before a restart."""
+        self._before = Counter(refused)
+        self._last_sent = last_sent
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds of a phase of the round; phases may be entered several times a round, not nested."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
+
+    def waited(self, seconds: float) -> None:
+        """Count seconds of waiting for neighbours."""
+        self._spent["wait"] = self._spent.get("wait", 0.0) + seconds
+
+    def spent(self, name: str) -> float:
+        """Give the seconds of a phase of this round so far."""
+        return self._spent.get(name, 0.0)
+
+    # --- reporting --------------------------------------------------------------------------------------------------
+
+    def joined(self, model: str, sizes: tuple[int, ...], training_samples: int, device: str) -> None:
+        """Report that the peer has met its neighbours, and begin to count its first round."""
+        self._spent = {}
+        self._emit(
+            Joined(
+                peer=self._peer,
+                time=time.time(),
+                neighbours=tuple(self._edges),
+                model=model,
+                sizes=sizes,
+                training_samples=training_samples,
+                device=device,
+                links=self._links(),
+            )
+        )
+
+    def round(
+        self, round_: int, mask: BitMask, loss: float, missing: Iterable[int], accuracy: Accuracies | None
+    ) -> None:
+        """Report a round, and begin to count the next one."""
+        before, self._last_sent = self._last_sent, mask
+        self._accuracy = accuracy or self._accuracy
+        if self._finite and not math.isfinite(loss):
+            self._finite = False
+            self.notice("diverged", round_, detail=f"the loss is {loss}; lower experiment.algorithm.lr")
+        self._emit(
+            RoundReport(
+                peer=self._peer,
+                time=time.time(),
+                round=round_,
+                loss=loss,
+                accuracy_personal=accuracy.personal if accuracy else None,
+                accuracy_global=accuracy.common if accuracy else None,
+                density=mask.density,
+                flips=None if before is None else (mask ^ before).density,
+                mask_digest=mask.digest,
+                links=self._links(),
+                seconds=Seconds(**self._spent),
+                missing=tuple(sorted(missing)),
+                refused=self.refused,
+                memory_bytes=_memory(),
+            )
+        )
+        self._spent = {}
+
+    def finished(self, rounds_completed: int, mask: BitMask) -> Finished:
+        """Report that the peer is done."""
+        accuracy = self._accuracy
+        finished = Finished(
+            peer=self._peer,
+            time=time.time(),
+            rounds_completed=rounds_completed,
+            accuracy_personal=accuracy.personal if accuracy else None,
+            accuracy_global=accuracy.common if accuracy else None,
+            mask_digest=mask.digest,
+            links=self._links(),
+            refused=self.refused,
+        )
+        self._emit(finished)
+        return finished
+
+    def notice(self, what: Happening, round_: int, neighbour: int | None = None, detail: str = "") -> None:
+        """Report something out of the ordinary."""
+        self._emit(
+            Noticed(peer=self._peer, time=time.time(), round=round_, what=what, neighbour=neighbour, detail=detail)
+        )
+
+    def _emit(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink.emit(event)
+
+    def _links(self) -> dict[int, LinkStats]:
+        """Give the bytes of each edge since the last report."""
+        now = {neighbour: LinkStats(**asdict(edge)) for neighbour, edge in self._edges.items()}
+        for neighbour, link in (self._transport.link_bytes() or {}).items():
+            now[neighbour] = now[neighbour].model_copy(update={"link_sent": link.sent, "link_received": link.received})
+        before, self._reported = self._reported, now
+        return {neighbour: stats - before[neighbour] for neighbour, stats in now.items()}
+
+
+def _memory() -> int:
+    """Give the resident memory of this process, in bytes; 0 where strangers' connections use up all descriptors."""
+    try:
+        return int(psutil.Process().memory_info().rss)
+    except (OSError, psutil.Error):
+        return 0
