@@ -368,7 +368,7 @@ def _peer(
         int | None,
         typer.Option(
             "--id",
-            help="Which peer of the topology to be [default: srun's task, or the number that the host's name ends with].",
+            help="Which peer of the topology to be [default: srun's task, or the number that the host is named with].",
         ),
     ] = None,
     rounds: RoundsOption = None,
@@ -402,8 +402,8 @@ def _peer(
 ) -> None:
     """Be one peer of a topology, in this process; the others may start before or after it, here or elsewhere.
 
-    Without a 'network' section in the file, peer i listens on 127.0.0.1, port 47100 + i; in a Slurm job step, on its node.
-    Killed and started again with the same --out it goes on from its checkpoint; once it has finished, it begins anew.
+    Without a 'network' section in the file, peer i listens on 127.0.0.1, port 47100 + i; in a Slurm job step, on its
+    node. Killed and started again with the same --out it goes on from its checkpoint; once finished, it begins anew.
     """
     settings, graph_of_peers = options.read(
         topology_file,

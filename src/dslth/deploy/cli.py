@@ -1,0 +1,30 @@
+"""Commands that write what a container engine or a cluster reads."""
+
+from typing import Annotated
+
+import typer
+
+from dslth.deploy.compose import compose
+from dslth.options import DebugOption, read
+
+__all__ = ["register"]
+
+FileArgument = Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.")]
+ImageOption = Annotated[
+    str | None, typer.Option(help="Image of the containers [default: dslth, built from the checkout in this folder].")
+]
+MemoryOption = Annotated[str, typer.Option(metavar="SIZE", help="Memory limit of a container, as in 512M.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    app.command("compose")(_compose)
+
+
+def _compose(
+    file: FileArgument, memory: MemoryOption = "256M", image: ImageOption = None, debug: DebugOption = False
+) -> None:
+    """Print a Docker Compose file: a container a peer, and a collector that shows and keeps their reports."""
+    settings, graph = read(file)
+    settings.check_peers(graph.peers)
+    print(compose(file, graph.peers, memory=memory, image=image), end="")  # noqa: T201

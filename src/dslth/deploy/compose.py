@@ -1,0 +1,112 @@
+"""A Docker Compose file for a topology: a container for each peer, and one that collects their reports.
+
+The file works with Compose 1.29 and 2 and with ``docker stack deploy``, so it has no ``version``, and memory limits are
+said the way that all three know.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from dslth import config
+
+__all__ = ["PEER_PORT", "REPORT_PORT", "compose", "place_in_container"]
+
+PEER_PORT = 47100
+REPORT_PORT = 47200
+
+_HEAD = """\
+# {count} peers and a collector of their reports, each in a container. Written by: dslth compose {name}
+#
+#     docker compose build && docker compose up    ends by itself, with a table and exit code 0
+#     docker compose run --rm --no-deps collector dslth inspect /runs
+#     docker compose down --volumes                forgets the run and the keys
+#
+# DSLTH_DATA is a folder of data sets for the peers (digits need none). See docs/deploy.md.
+
+x-peer: &peer
+  image: {image}
+{build}  command: {command}
+  init: true
+  restart: on-failure:10
+  volumes:
+    - ${{DSLTH_DATA:-data}}:/data:ro
+    - tickets:/state/tickets
+{mount}  deploy:
+    endpoint_mode: dnsrr
+    resources: {{limits: {{memory: {memory}}}}}
+    restart_policy: {{condition: on-failure}}
+
+services:
+  collector:
+    <<: *peer
+    command: {collect}
+    restart: "no"
+    healthcheck: {{disable: true}}
+    volumes:
+      - runs:/runs
+      - tickets:/runs/tickets:ro
+{mount_collector}    deploy:
+      endpoint_mode: dnsrr
+      resources: {{limits: {{memory: {memory}}}}}
+      restart_policy: {{condition: none}}
+
+"""
+_BUILD = """\
+  build:
+    context: .
+    dockerfile: peers/Dockerfile
+    args: {TORCH: "${TORCH:-torch==2.13.0}", TORCH_INDEX: "${TORCH_INDEX:-}"}
+"""
+_FOOT = """
+volumes:
+  data:
+  runs:
+  tickets:
+"""
+
+
+def place_in_container(file: Path | str) -> tuple[str, Path | None]:
+    """Give a topology file's name inside a container, and its folder where that must be mounted.
+
+    A file that comes with dslth is in the image; any other is mounted with the files beside it.
+    """
+    path = Path(file)
+    shipped = config.shipped("topologies") / path.name
+    if not path.is_file() or (shipped.is_file() and shipped.samefile(path)):
+        return path.name, None
+    return f"/topologies/{path.name}", path.parent
+
+
+def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | None = None) -> str:
+    """Write the Compose file of a topology of ``peers`` peers.
+
+    Without ``image`` the containers' image is built from the checkout that the file lies in.
+    """
+    name, folder = place_in_container(file)
+    mount = "" if folder is None else f"- {json.dumps(f'{_beside(folder)}:/topologies:ro')}\n"
+    peer = ["dslth-peer", "--topology", name, "--host", f"peer-{{id}}:{PEER_PORT}", "--out", "/state"]
+    peer += ["--reports", f"tcp://collector:{REPORT_PORT}", "--join-timeout", "180", "--quiet"]
+    collect = ["dslth", "collect", name, "--listen", f"tcp://*:{REPORT_PORT}", "--out", "/runs"]
+    head = _HEAD.format(
+        count=f"{peers}",
+        name=Path(file).name,
+        image=image or "dslth",
+        build="" if image else _BUILD,
+        command=_list(peer),
+        collect=_list(collect),
+        mount=mount and f"    {mount}",
+        mount_collector=mount and f"      {mount}",
+        memory=memory,
+    )
+    services = [f"  peer-{i}: {{<<: *peer, hostname: peer-{i}}}\n" for i in range(peers)]
+    return head + "".join(services) + _FOOT
+
+
+def _list(words: list[str]) -> str:
+    return json.dumps(words).replace("$", "$$")  # a dollar is Compose's own
+
+
+def _beside(folder: Path) -> str:
+    relative = Path(os.path.relpath(folder))
+    return f"./{relative}" if not relative.is_absolute() else str(relative)

@@ -1,0 +1,69 @@
+"""Which peer this process is, and where the others are: said on the command line, by Slurm, or by the host's name."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from dslth import config
+from dslth.deploy import slurm
+from dslth.errors import ConfigError, UnknownPeerError
+
+__all__ = ["Where", "find"]
+
+
+@dataclass(frozen=True)
+class Where:
+    """A peer's id, and the addresses of all peers in order."""
+
+    peer: int
+    addresses: tuple[str, ...]
+
+
+def find(
+    peer: int | None,
+    host: str | None,
+    network: config.NetworkConfig | None,
+    peers: int,
+    environment: Mapping[str, str],
+    hostname: str,
+) -> Where:
+    """Work out a peer's place.
+
+    ``peer`` and ``host`` are the options of those names. Without ``peer`` it is the task of a Slurm job step, and the
+    nodes of that step are where the peers are, or the number that the host's name ends with, as in ``peer-3``.
+
+    Raises ConfigError and UnknownPeerError.
+    """
+    step = slurm.step(environment) if peer is None else None
+    if step is not None:
+        peer = step.task
+        if len(step.hosts) != peers:
+            raise ConfigError(f"Slurm: a step of {len(step.hosts)} tasks for {peers} peers; srun -n {peers}")
+    if peer is None:
+        number = re.search(r"\d+$", hostname.partition(".")[0])
+        if number is None:
+            raise UnknownPeerError(f"--id is missing, and this host's name, {hostname!r}, does not end with a number")
+        peer = int(number[0])
+    config.check_peer(peer, peers, "--id" if step is None else "Slurm")
+    network = network or config.NetworkConfig()
+    if host is not None:
+        network = _hosts(host, network)
+    elif step is not None:
+        ports = [network.address(other).rpartition(":")[2] for other in range(peers)]
+        network = config.NetworkConfig(
+            addresses=tuple(f"{node}:{port}" for node, port in zip(step.hosts, ports, strict=True))
+        )
+    return Where(peer, tuple(network.address(other) for other in range(peers)))
+
+
+def _hosts(host: str, network: config.NetworkConfig) -> config.NetworkConfig:
+    """Read ``--host``: ``peer-{id}`` keeps the file's ports, ``peer-{id}:47100`` has one for all."""
+    found = re.fullmatch(r"(.*?)(?::(\d+))?", host)
+    name, port = found.groups() if found else (host, None)
+    ports = {"port": port} if port else {"port": network.port, "base_port": network.base_port}
+    try:
+        return config.NetworkConfig.model_validate({"host": name} | ports)
+    except ValidationError as error:
+        raise ConfigError(f"--host {host}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
