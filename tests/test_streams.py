@@ -16,7 +16,7 @@ class Pair:
     def __init__(self, codec="auto", keep=2):
         forecast = forecast_of(SIZES, 1)
         self.outgoing = Outgoing(DIGEST, 0, codec, forecast, keep)
-        self.ends = {n: Incoming(lambda peer, hello: forecast, fewer_ones=True) for n in (1, 2)}
+        self.ends = {n: Incoming(lambda peer, hello: forecast, fewer=True) for n in (1, 2)}
         self.hello = Hello(DIGEST, SIZES, SIZES)
 
     def send(self, round_, mask):

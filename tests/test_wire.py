@@ -157,9 +157,9 @@ def test_each_bad_mask_has_its_reason():
     assert refusal_of(wire.read_mask, good._replace(round=3), frames[1], HELLO, HISTORY) is Refusal.CORRUPT
     sparser = wire.Hello(DIGEST, SIZES, (5, 32, 0))
     assert refusal_of(wire.read_mask, good, frames[1], sparser, HISTORY) is Refusal.WRONG_DENSITY
-    assert refusal_of(wire.read_mask, good, frames[1], sparser, HISTORY, fewer_ones=True) is Refusal.WRONG_DENSITY
+    assert refusal_of(wire.read_mask, good, frames[1], sparser, HISTORY, fewer=True) is Refusal.WRONG_DENSITY
     denser = wire.Hello(DIGEST, SIZES, (9, 32, 1))
-    assert wire.read_mask(good, frames[1], denser, HISTORY, fewer_ones=True) == MASK
+    assert wire.read_mask(good, frames[1], denser, HISTORY, fewer=True) == MASK
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,12 @@ def test_each_bad_mask_has_its_reason():
     [
         (None, Refusal.MALFORMED),
         ([DIGEST, list(SIZES)], Refusal.MALFORMED),
-        ([DIGEST[:15], list(SIZES), list(SIZES)], Refusal.MALFORMED),
-        ([DIGEST, [1, 2], [1]], Refusal.MALFORMED),
-        ([DIGEST, [1, -2], [1, 0]], Refusal.MALFORMED),
-        ([DIGEST, [1, 2], [1, 3]], Refusal.WRONG_DENSITY),
+        ([DIGEST[:15], list(SIZES), list(SIZES), ""], Refusal.MALFORMED),
+        ([DIGEST, [1, 2], [1], ""], Refusal.MALFORMED),
+        ([DIGEST, [1, -2], [1, 0], ""], Refusal.MALFORMED),
+        ([DIGEST, [1, 2], [1, 3], ""], Refusal.WRONG_DENSITY),
+        ([DIGEST, [1, 2], [1, 2], 7], Refusal.MALFORMED),
+        ([DIGEST, [1, 2], [1, 2], "a" * 256], Refusal.MALFORMED),
         ({"a": 1}, Refusal.MALFORMED),
     ],
 )

@@ -17,6 +17,7 @@ from dslth.supermask import FrozenNet, structured, top_k
 __all__ = [
     "Gradient",
     "Setting",
+    "combine",
     "effective_scores",
     "extract_mask",
     "extract_masks",
@@ -47,6 +48,43 @@ class Gradient:
 
     loss: float
     g: list[Tensor]
+
+
+def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], rule: str) -> list[Tensor]:
+    """Average neighbours' masks (one list of layers each) to ``a``, per layer; zeros where there are none.
+
+    ``plain`` is the paper's mean. ``trimmed`` leaves out, at each weight, the highest and the lowest quarter of the
+    votes, one each at least; ``median`` is the vote of most. ``similar`` weighs a neighbour by how much more its mask
+    agrees with the ``own`` one than chance would have it.
+    """
+    count = len(masks)
+    if rule == "similar":
+        weights = [max(0.0, _agreement(mask, own)) for mask in masks]
+        count_of_all = sum(weights)
+        layers = [[w * m for w, m in zip(weights, layer, strict=True)] for layer in zip(*masks, strict=True)]
+        return [torch.stack(layer).sum(0) / count_of_all for layer in layers] if count_of_all else _zeros(own)
+    if not count:
+        return _zeros(own)
+    ones = [torch.stack(layer).sum(0) for layer in zip(*masks, strict=True)]
+    if rule == "median":
+        return [(2 * n > count).float() + 0.5 * (2 * n == count) for n in ones]
+    cut = max(1, count // 4) if rule == "trimmed" and count > 2 else 0
+    return [(n - cut).clamp(0, count - 2 * cut) / (count - 2 * cut) for n in ones]
+
+
+def _zeros(layers: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(layer) for layer in layers]
+
+
+def _agreement(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Give Cohen's kappa of two masks over all layers: 1 where they are the same, 0 where no more than by chance."""
+    alike = sum(float((x == y).sum()) for x, y in zip(a, b, strict=True))
+    chance = sum(
+        float(x.sum() * y.sum() + (x.numel() - x.sum()) * (y.numel() - y.sum())) / x.numel()
+        for x, y in zip(a, b, strict=True)
+    )
+    total = sum(x.numel() for x in a)
+    return (alike - chance) / (total - chance) if total > chance else 0.0
 
 
 def effective_scores(s: Tensor, a: Tensor) -> Tensor:

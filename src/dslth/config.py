@@ -9,6 +9,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from math import exp
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -306,6 +307,9 @@ class AlgorithmConfig(Settings):
     ``min_filter_weights``: filters that keep at most so many weights are dropped (the paper's structured variant, 20).
     ``inertia``: a peer's own last mask lifts its scores too, as much as this many neighbours' means: fewer bits flip.
     ``momentum``: share of the neighbours' mean that stays from one round to the next.
+    ``mean``: how neighbours' masks are averaged; all but ``plain`` defend against liars among them, see
+    ``algorithm.combine``. ``epsilon``: each bit of a mask that is sent is flipped with probability
+    ``1 / (1 + exp(epsilon))`` (randomised response), and the mean is freed of that bias; None: no bit is.
     """
 
     lr: Annotated[float, Field(gt=0)]
@@ -319,7 +323,14 @@ class AlgorithmConfig(Settings):
     scores: Literal["own", "common"] = "own"
     inertia: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mean: Literal["plain", "trimmed", "median", "similar"] = "plain"
+    epsilon: Annotated[float, Field(gt=0)] | None = None
     exchange: bool = True
+
+    @property
+    def flip(self) -> float:
+        """Probability that a bit that is sent is not the mask's."""
+        return 0.0 if self.epsilon is None else 1 / (1 + exp(self.epsilon))
 
 
 class ExperimentConfig(Settings):

@@ -1,5 +1,6 @@
 """One peer's learning: its data, scores and masks; the algorithm between two exchanges, as bit masks outside."""
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -144,7 +145,7 @@ class Learner:
         self._gradient = [total / steps for total in totals]
         masks = self._masks()
         self._own = [m.float() for m in masks]
-        return BitMask.from_arrays(m.numpy() for m in masks), float(np.mean(losses))
+        return self._response(BitMask.from_arrays(m.numpy() for m in masks)), float(np.mean(losses))
 
     def _lifts(self) -> list[Tensor]:
         """Give what lifts the scores: the neighbours' mean ``a``, and the peer's own last mask times ``inertia``."""
@@ -167,12 +168,22 @@ class Learner:
         self._scores = algorithm.fine_tune(self._scores, self._gradient, self._means, self._setting)
 
     def _mean(self, masks: Sequence[BitMask]) -> list[Tensor]:
-        """Average the masks to ``a``, per layer; zeros where there is none."""
-        sums = [torch.zeros(w.numel()) for w in self.net.weights]
-        for mask in masks:
-            for total, layer in zip(sums, mask.arrays(), strict=True):
-                total += torch.from_numpy(layer)
-        return [(s / max(1, len(masks))).reshape(w.shape) for s, w in zip(sums, self.net.weights, strict=True)]
+        """Average the masks to ``a``, per layer, freed of the bias of randomised response."""
+        shapes = [w.shape for w in self.net.weights]
+        received = [
+            [torch.from_numpy(layer).float().reshape(shape) for layer, shape in zip(mask.arrays(), shapes, strict=True)]
+            for mask in masks
+        ]
+        mean, flip = algorithm.combine(received, self._own, self._algorithm.mean), self._algorithm.flip
+        return [(a - flip) / (1 - 2 * flip) for a in mean] if flip and masks else mean
+
+    def _response(self, mask: BitMask) -> BitMask:
+        """Flip each bit at random; from the system's randomness, because the neighbours know the run's seed."""
+        flip = self._algorithm.flip
+        if not flip:
+            return mask
+        noise = np.random.default_rng(secrets.randbits(128))
+        return BitMask.from_arrays(bits.astype(bool) ^ (noise.random(len(bits)) < flip) for bits in mask.arrays())
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Give what was learned between two rounds: scores, neighbours' mean and own last mask of each layer."""

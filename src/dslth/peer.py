@@ -92,7 +92,8 @@ class Peer:
         self._outgoing = Outgoing(self._me.digest, place.peer, experiment.codec, forecast, keep)
         self._incoming = Incoming(
             lambda peer, hello: learner.forecast(peer, hello.ones),
-            fewer_ones=experiment.algorithm.min_filter_weights > 0,
+            fewer=experiment.algorithm.min_filter_weights > 0,
+            flip=experiment.algorithm.flip,
         )
         self._ahead = AHEAD + keep
         self._addresses = list(place.addresses)

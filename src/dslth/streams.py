@@ -84,11 +84,11 @@ class Outgoing:
 class Incoming:
     """The masks that a peer receives; each neighbour's are decoded in the order of their rounds.
 
-    ``forecast`` gives the forecast of a peer, by its id and its hello.
+    ``forecast`` gives the forecast of a peer, by its id and its hello; ``fewer`` and ``flip`` are ``wire.read_mask``'s.
     """
 
-    def __init__(self, forecast: Callable[[int, Hello], Forecast], *, fewer_ones: bool) -> None:
-        self._forecast, self._fewer_ones = forecast, fewer_ones
+    def __init__(self, forecast: Callable[[int, Hello], Forecast], *, fewer: bool = False, flip: float = 0.0) -> None:
+        self._forecast, self._fewer, self._flip = forecast, fewer, flip
         self._starts: dict[int, History] = {}
         self._held: dict[int, History] = {}
 
@@ -111,7 +111,7 @@ class Incoming:
             raise Refused(Refusal.UNKNOWN_BASE)
         else:
             history = held
-        mask = wire.read_mask(header, payload, sender, history, fewer_ones=self._fewer_ones)
+        mask = wire.read_mask(header, payload, sender, history, fewer=self._fewer, flip=self._flip)
         # a key frame of the mask that is held crossed our word that we have it: the sender begins anew there
         if held is None or not old or (header.round == held.round and mask == held.mask):
             self._held[peer] = history.advanced(mask, header.round)

@@ -26,6 +26,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from math import sqrt
 from typing import Any, NamedTuple, NoReturn
 from zlib import crc32
 
@@ -265,10 +266,13 @@ def read_refusal(payload: bytes) -> dict[str, str]:
     return dict(content)
 
 
-def read_mask(header: Header, payload: bytes, sender: Hello, history: History, *, fewer_ones: bool = False) -> BitMask:
+def read_mask(
+    header: Header, payload: bytes, sender: Hello, history: History, *, fewer: bool = False, flip: float = 0.0
+) -> BitMask:
     """Read a mask of a sender that has said hello, given the history of its masks.
 
-    ``fewer_ones`` than the hello says are possible with structured removal.
+    ``fewer`` ones than the hello says are possible with structured removal; with randomised response each bit is
+    flipped with probability ``flip``.
     """
     codec = BY_ID.get(header.codec)
     if codec is None:
@@ -277,10 +281,11 @@ def read_mask(header: Header, payload: bytes, sender: Hello, history: History, *
         mask = codec.decode(payload, history)
     except ValueError:
         _refuse(Refusal.CORRUPT)
-    if mask.ones != sender.ones and not (
-        fewer_ones and all(got <= most for got, most in zip(mask.ones, sender.ones, strict=True))
-    ):
-        _refuse(Refusal.WRONG_DENSITY)
+    for got, ones, n in zip(mask.ones, sender.ones, sender.sizes, strict=True):
+        noise = 8 * sqrt(n * flip * (1 - flip))  # eight standard deviations: never by chance
+        most, least = ones + flip * (n - 2 * ones), 0.0 if fewer else ones + flip * (n - 2 * ones)
+        if not least - noise <= got <= most + noise:
+            _refuse(Refusal.WRONG_DENSITY)
     _verify(header, mask.pack())
     return mask
 
