@@ -1,7 +1,9 @@
 """Peers over TCP: one ROUTER listens, one DEALER goes to each neighbour, so a directed edge is one connection."""
 
 import platform
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import NamedTuple
 
@@ -9,8 +11,11 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from dslth.errors import AddressError
+from dslth.keys import Keys
+from dslth.transport import guard
 from dslth.transport.base import Delivery, LinkBytes
 from dslth.transport.tcp import Connection
+from dslth.transport.zap import DOMAIN, Gate
 
 __all__ = ["ZeroMqTransport"]
 
@@ -21,6 +26,10 @@ HANDSHAKE_MS = 10_000
 """How long a connection may take until it speaks ZMTP; a process that is stopped accepts TCP and no more."""
 LINGER_MS = 2_000
 RECONNECT_MS = (100, 2_000)
+ENCRYPTION = 64
+"""Bytes that CURVE adds to a frame, at most (in practice 33)."""
+HELD = QUEUE + 4
+"""Largest messages that a connection may have waiting here, the one that is not whole yet among them."""
 
 
 class _Route(NamedTuple):
@@ -43,16 +52,28 @@ def _port(endpoint: str) -> int:
 
 
 class ZeroMqTransport:
-    """One peer's sockets; see Transport. ``max_message`` bounds a frame: libzmq cuts off whoever sends more."""
+    """One peer's sockets; see Transport.
 
-    authenticated = False
+    ``max_message`` bounds a frame: libzmq cuts off whoever sends more. With ``keys`` every connection is encrypted and
+    proves at both ends who it is (CURVE); without them anyone may connect. ``refused`` counts by ``unknown-key``,
+    ``no-key``, ``bad-handshake``, ``flood`` and ``too-many-connections``.
+    """
 
-    def __init__(self, max_message: int) -> None:
+    def __init__(self, max_message: int, keys: Keys | None = None) -> None:
+        self.authenticated = keys is not None
         self._context = zmq.Context()
-        self._max_message = max_message
+        self._max_message = max_message + ENCRYPTION
+        self._keys = keys
+        self._gate = Gate(self._context, keys.neighbours) if keys else None
+        self._guard: guard.Guard | None = None
         self._router = self._socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to someone gone is an error, not a silent loss
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 0)  # connections are named by us: no one can take another's name
+        if keys:
+            self._router.setsockopt(zmq.CURVE_SERVER, 1)
+            self._router.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+            self._router.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+            self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without the gate nobody comes in
         self._lines: dict[int, _Line] = {}
         self._names = count()
         self._connections: dict[int, list[Connection]] = {}
@@ -85,19 +106,30 @@ class ZeroMqTransport:
         return monitor
 
     def listen(self, address: str) -> str:
+        monitor = self._monitor(self._router, guard.EVENTS)
         try:
             self._router.bind(address)
         except zmq.ZMQError as error:
+            self._router.disable_monitor()
+            monitor.close()
             hint = (
                 "end the program that uses it or change 'network'" if error.errno == zmq.EADDRINUSE else "see 'network'"
             )
             raise AddressError(
                 f"cannot listen on {address}: {zmq.strerror(error.errno or 0).lower()}; {hint}"
             ) from None
-        return self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        at = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._guard = guard.Guard(
+            monitor, _port(at), HELD * self._max_message, "no-key" if self._keys else "bad-handshake"
+        )
+        return at
 
     def connect(self, neighbour: int, address: str) -> None:
         dealer = self._socket(zmq.DEALER)
+        if self._keys:
+            dealer.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
+            dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+            dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.neighbours[neighbour])
         monitor = self._monitor(dealer, zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         line = _Line(dealer, monitor)
         try:
@@ -112,6 +144,8 @@ class ZeroMqTransport:
             self._poller.unregister(old.monitor)
             self._drop(old, linger=0)
         self._lines[neighbour] = line
+        if self._guard:
+            self._guard.neighbours = len(self._lines)
         self._connections.setdefault(neighbour, [])
         self._poller.register(dealer, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
@@ -143,17 +177,25 @@ class ZeroMqTransport:
         if any(line.monitor in ready for line in self._lines.values()):
             self._read_monitors()
         if self._router in ready:
-            name, *frames = self._router.recv_multipart(copy=False)
-            try:
-                fd = int(frames[0].get(zmq.SRCFD)) if frames else -1
-            except zmq.ZMQError:  # whoever speaks ZMTP 1 leaves no such word
-                fd = -1
-            return Delivery([frame.bytes for frame in frames], _Route(name.bytes, fd))
+            return self._from_router()
         for neighbour, line in self._lines.items():
             if line.dealer in ready:
-                return Delivery(line.dealer.recv_multipart(), None, answer_of=neighbour)
+                speaker = neighbour if self._keys else None
+                return Delivery(line.dealer.recv_multipart(), None, answer_of=neighbour, speaker=speaker)
         self.link_bytes()  # a moment to spare: a neighbour that leaves takes its connection's counters along
         return None
+
+    def _from_router(self) -> Delivery:
+        name, *frames = self._router.recv_multipart(copy=False)
+        fd, speaker = -1, None
+        if frames:
+            with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such word
+                fd = int(frames[0].get(zmq.SRCFD))
+            if self._keys:
+                speaker = int(frames[0].get("User-Id"))
+        if self._guard:
+            self._guard.delivered(fd)
+        return Delivery([frame.bytes for frame in frames], _Route(name.bytes, fd), speaker=speaker)
 
     def reconnected(self) -> list[int]:
         again, self._reconnected = self._reconnected, []
@@ -177,10 +219,15 @@ class ZeroMqTransport:
         return frozenset(neighbour for neighbour, line in self._lines.items() if line.up)
 
     def refused(self) -> Mapping[str, int]:
-        return {}
+        counted = Counter(self._guard.refused() if self._guard else {})
+        if self._gate:
+            counted["unknown-key"] += self._gate.unknown
+        return dict(+counted)
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         if isinstance(route, _Route):
+            if self._guard:
+                self._guard.identified(route.fd)
             self._track(neighbour, route.fd, here=_port(self._router.getsockopt_string(zmq.LAST_ENDPOINT)))
 
     def _track(self, neighbour: int, fd: int, here: int | None = None, there: int | None = None) -> None:
@@ -215,7 +262,14 @@ class ZeroMqTransport:
         )
 
     def close(self) -> None:
+        if self._context.closed:
+            return
         for line in self._lines.values():
             self._drop(line)
+        self._router.disable_monitor()
         self._router.close()
+        if self._guard:
+            self._guard.join()
+        if self._gate:
+            self._gate.stop()
         self._context.term()

@@ -1,0 +1,175 @@
+"""CURVE key pairs, one a peer, and the rule by which a peer needs one.
+
+::
+
+    FOLDER/public/peer-3.key     for all to see; every peer needs its neighbours'
+    FOLDER/private/peer-3.key    readable by its owner alone; never leaves the machine of peer 3
+"""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+
+import zmq
+import zmq.auth
+
+from dslth.config import NetworkConfig
+from dslth.errors import SecurityError
+
+__all__ = ["Keys", "choose", "ensure", "is_loopback", "load", "make", "needed", "wait_for"]
+
+TICK = 0.1
+KEY_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a peer proves itself with, and its neighbours' public keys; each is 40 characters of Z85."""
+
+    public: bytes
+    secret: bytes = field(repr=False)
+    neighbours: Mapping[int, bytes]
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def make(folder: Path, peers: Iterable[int]) -> None:
+    """Make a new key pair for each peer; SecurityError where one of them has a key already, before any is made."""
+    peers = tuple(peers)
+    there = [path for peer in peers for path in (_public(folder, peer), _private(folder, peer)) if path.exists()]
+    if there:
+        raise SecurityError(f"{there[0]} is there already; remove it to make a new pair, or choose another --out")
+    for peer in peers:
+        public, secret = zmq.curve_keypair()
+        _write(_private(folder, peer), f"secret key of peer {peer}: keep it to yourself", public, secret)
+        _write(_public(folder, peer), f"public key of peer {peer}", public)
+
+
+def ensure(folder: Path, peer: int) -> None:
+    """Make a peer's key pair unless it is there."""
+    if not _private(folder, peer).exists():
+        make(folder, [peer])
+
+
+def load(folder: Path, peer: int, neighbours: Sequence[int]) -> Keys:
+    """Read a peer's pair and its neighbours' public keys.
+
+    Raises SecurityError: not there, damaged, a private key that others can read, two peers with one key.
+    """
+    private = _private(folder, peer)
+    public, secret = _read(private)
+    if secret is None:
+        raise SecurityError(f"{private} holds no secret key; make a new pair with 'dslth keys make'")
+    mode = stat.S_IMODE(private.stat().st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise SecurityError(f"{private} can be read or written by others (mode {mode:04o}); say: chmod 600 {private}")
+    theirs = {neighbour: _read(_public(folder, neighbour))[0] for neighbour in neighbours}
+    owners: dict[bytes, int] = {public: peer}
+    for neighbour, key in theirs.items():
+        if owners.setdefault(key, neighbour) != neighbour:
+            raise SecurityError(f"peers {owners[key]} and {neighbour} have the same key in {folder / 'public'}")
+    return Keys(public, secret, theirs)
+
+
+def wait_for(folder: Path, neighbours: Iterable[int], timeout: float, stop: threading.Event) -> None:
+    """Wait until the neighbours' public keys are in the folder, or ``stop`` is set; SecurityError after ``timeout`` s.
+
+    For peers that make their keys themselves, at about the same time, and share ``public/``.
+    """
+    deadline = time.monotonic() + timeout
+    while missing := [neighbour for neighbour in neighbours if not _is_there(_public(folder, neighbour))]:
+        if time.monotonic() >= deadline:
+            who = ", ".join(map(str, missing))
+            raise SecurityError(
+                f"waited {timeout:g} s for the public keys of peers {who} in {folder / 'public'}; "
+                "start them, mend --keys, or raise --join-timeout"
+            )
+        if stop.wait(TICK):
+            return
+
+
+def _public(folder: Path, peer: int) -> Path:
+    return folder / "public" / f"peer-{peer}.key"
+
+
+def _private(folder: Path, peer: int) -> Path:
+    return folder / "private" / f"peer-{peer}.key"
+
+
+def _write(path: Path, what: str, public: bytes, secret: bytes | None = None) -> None:
+    """Write a key file as pyzmq reads it; nobody else can read one with a secret in it at any time."""
+    lines = [f"# dslth, {what}", "curve", f'    public-key = "{public.decode()}"']
+    lines += [f'    secret-key = "{secret.decode()}"'] if secret else []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if secret else 0o755)
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
+        with open(made, "w", encoding="ascii") as file:
+            file.write("\n".join(lines) + "\n")
+    except OSError as error:
+        raise SecurityError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from None
+
+
+def _read(path: Path) -> tuple[bytes, bytes | None]:
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except OSError as error:
+        reason = error.strerror or "no such file"
+        raise SecurityError(f"cannot read the key {path}: {reason}; make keys with 'dslth keys make'") from None
+    except (ValueError, IndexError):
+        public, secret = b"", None
+    if any(len(key) != KEY_CHARACTERS or not key.isascii() for key in (public, secret or public)):
+        raise SecurityError(f"{path} is damaged: it holds no key of {KEY_CHARACTERS} characters")
+    return public, secret
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        _read(path)
+    except SecurityError:  # or half written
+        return False
+    return True
+
+
+# --- who needs them -------------------------------------------------------------------------------------------------
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether nobody but this machine's own programs reach an address such as ``tcp://127.0.0.1:47100``."""
+    host = address.partition("://")[2].rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # a name, or every interface
+        return False
+
+
+def needed(network: NetworkConfig, addresses: Iterable[str]) -> bool:
+    """Tell whether a peer that listens and connects at these addresses needs keys."""
+    return network.security == "curve" or (network.security == "auto" and not all(map(is_loopback, addresses)))
+
+
+def choose(
+    peer: int, network: NetworkConfig | None, neighbours: Sequence[int], listen: str, of_this_run: Path
+) -> Keys | None:
+    """Load what a peer needs, None where it talks in clear; raises SecurityError.
+
+    ``of_this_run`` is where a run on this machine has keys made for it alone, if it has.
+    """
+    if of_this_run.is_dir():
+        return load(of_this_run, peer, neighbours)
+    network = network or NetworkConfig()
+    if not needed(network, [listen, *map(network.address, neighbours)]):
+        return None
+    folder = Path(network.keys or "")
+    if not network.keys or not _private(folder, peer).exists():
+        raise SecurityError(
+            f"peer {peer} is to talk over a network and has no key"
+            + (f" in {folder}" if network.keys else "")
+            + "; make keys with 'dslth keys make FILE', or talk in clear, to anybody, with --insecure"
+        )
+    return load(folder, peer, neighbours)
