@@ -17,14 +17,15 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from dslth import __version__, config, launcher, options, report, topology
+from dslth import __version__, config, keys, keys_cli, launcher, options, report, topology
 from dslth.bench.cli import bench_app
 from dslth.checkpoint import Checkpoints
 from dslth.deploy import cli as deploy_cli
-from dslth.deploy import place
+from dslth.deploy import place, reports
 from dslth.deploy.collector import Collector
 from dslth.errors import DslthError, MissingFileError, OutputError
 from dslth.events import Event, Finished, Joined, RoundReport
+from dslth.keys_cli import CurveOption, InsecureOption, KeysOption
 from dslth.options import (
     CodecOption,
     DataDirOption,
@@ -54,6 +55,7 @@ app = typer.Typer(
 topology_app = typer.Typer(help="Look at topology and graph files.", no_args_is_help=True, **options.STYLE)
 app.add_typer(topology_app, name="topology")
 app.add_typer(bench_app, name="bench")
+app.add_typer(keys_cli.keys_app, name="keys")
 deploy_cli.register(app)
 peer_app = typer.Typer(name="dslth-peer", **options.STYLE)
 
@@ -171,6 +173,8 @@ def run(
     orphans: Annotated[
         bool, typer.Option("--orphans/--no-orphans", help="Whether peers learn on when this command is killed.")
     ] = True,
+    curve: CurveOption = False,
+    insecure: InsecureOption = False,
     join_timeout: JoinTimeoutOption = 60.0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -183,6 +187,8 @@ def run(
         raise typer.BadParameter("give either --topology FILE or --resume RUN")
     if resume is not None and not (resume / "topology.yaml").is_file():
         raise MissingFileError(f"--resume {resume}: no run folder, it has no topology.yaml")
+    if curve and (insecure or transport is TransportName.MEMORY):
+        raise typer.BadParameter("--curve is for sockets, and not together with --insecure")
     file = str(resume / "topology.yaml") if resume is not None else str(topology_file)
     settings, graph_of_peers = options.read(
         file,
@@ -195,8 +201,12 @@ def run(
         no_exchange=no_exchange,
         data_dir=data_dir,
     )
+    if transport is TransportName.ZEROMQ and not curve:
+        settings = keys_cli.checked(settings, graph_of_peers, insecure=insecure)
     options.look_at_data(settings, graph_of_peers)
     folder = options.new_folder(out_dir, file) if resume is None else RunFolder(resume)
+    if curve and not (folder.path / "keys").is_dir():
+        keys.make(folder.path / "keys", range(graph_of_peers.peers))
     title = _title(file if resume is None else resume.name, settings)
     table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, title)
     with _live(table, quiet=as_json) as watch:
@@ -268,6 +278,8 @@ def collect(
     patience: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the next report before giving up.")
     ] = 600.0,
+    keys_dir: KeysOption = None,
+    insecure: InsecureOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -279,16 +291,21 @@ def collect(
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
     table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
     stop = threading.Event()
-    collector = Collector(settings, graph_of_peers, folder)
-    try:
-        collector.listen(listen)
-        with launcher.end_on_signals(stop), _live(table, quiet=as_json) as watch:
-            collector.collect(stop, watch, patience)
-    finally:
-        collector.close()
-        _sum_up(folder, as_json=as_json)
-    if collector.refused:
-        err.print(f"note: {collector.refused} messages were no reports of this run and were dropped", highlight=False)
+    how = keys_cli.secured(settings, topology_file, [listen], insecure=insecure, folder=keys_dir)
+    with launcher.end_on_signals(stop):
+        mine = reports.collector_keys(how.network, graph_of_peers.peers, patience, stop, make=keys_dir is not None)
+        collector = Collector(settings, graph_of_peers, folder)
+        inbox = reports.Inbox(listen, graph_of_peers.peers, mine)
+        try:
+            with _live(table, quiet=as_json) as watch:
+                collector.collect(inbox, stop, watch, patience)
+        finally:
+            inbox.close()
+            collector.close()
+            _sum_up(folder, as_json=as_json)
+    if refused := inbox.refused():
+        counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
+        err.print(f"note: reports refused: {counts}", highlight=False)
     if stop.is_set():
         raise typer.Exit(130)
 
@@ -392,9 +409,11 @@ def _peer(
         str | None,
         typer.Option(metavar="HOST[:PORT]", help="Where peers are, in place of the file's: peer-{id}:47100."),
     ] = None,
-    reports: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Send reports to a dslth collect there as well.")
+    reports_to: Annotated[
+        str | None, typer.Option("--reports", metavar="ADDRESS", help="Send reports to a dslth collect there as well.")
     ] = None,
+    keys_dir: KeysOption = None,
+    insecure: InsecureOption = False,
     join_timeout: JoinTimeoutOption = 60.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each round.")] = False,
     as_json: JsonOption = False,
@@ -416,8 +435,13 @@ def _peer(
         no_exchange=no_exchange,
         data_dir=data_dir,
     )
-    where = place.find(peer, host, settings.network, graph_of_peers.peers, os.environ, platform.node())
-    peer, addresses = where.peer, where.addresses
+    peer, network = place.find(peer, host, settings.network, graph_of_peers.peers, os.environ, platform.node())
+    settings = settings.model_copy(update={"network": network})
+    addresses = [network.address(other) for other in range(graph_of_peers.peers)]
+    listen = listen or _bindable(addresses[peer])
+    neighbours = graph_of_peers.neighbours(peer)
+    nearby = [listen, *(addresses[neighbour] for neighbour in neighbours), *([reports_to] if reports_to else [])]
+    how = keys_cli.secured(settings, topology_file, nearby, insecure=insecure, folder=keys_dir)
     options.look_at_data(settings, graph_of_peers)
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
     folder.begin(settings, graph_of_peers)
@@ -427,8 +451,6 @@ def _peer(
         folder.reports(peer).unlink(missing_ok=True)  # those of a run before
 
     def watch(event: Event) -> None:
-        if as_json or quiet:
-            return
         if isinstance(event, Joined):
             err.print(f"peer {event.peer} joined {len(event.neighbours)} neighbours", highlight=False)
         elif isinstance(event, RoundReport):
@@ -445,18 +467,21 @@ def _peer(
 
     stop = threading.Event()
     with launcher.end_on_signals(stop):
-        launcher.run_one(
-            peer,
-            settings,
-            graph_of_peers,
-            folder,
-            stop,
-            listen=listen or _bindable(addresses[peer]),
-            meet=lambda address: addresses,
-            reports=reports,
-            watch=watch,
-            join_timeout=join_timeout,
-        )
+        if keys_dir is not None:
+            keys.ensure(keys_dir, peer)
+            keys.wait_for(keys_dir, [*neighbours, *([graph_of_peers.peers] if reports_to else [])], join_timeout, stop)
+        with reports.sending(reports_to, peer, graph_of_peers.peers, how.network) as send:
+            launcher.run_one(
+                peer,
+                how,
+                graph_of_peers,
+                folder,
+                stop,
+                listen=listen,
+                meet=lambda address: addresses,
+                watch=send if as_json or quiet else lambda event: (send(event), watch(event))[0],
+                join_timeout=join_timeout,
+            )
     summary = next(figures for figures in report.summarise(folder)["peers"] if figures["id"] == peer)
     if as_json:
         print(json.dumps(summary))  # noqa: T201

@@ -44,7 +44,9 @@ def make(folder: Path, peers: Iterable[int]) -> None:
     peers = tuple(peers)
     there = [path for peer in peers for path in (_public(folder, peer), _private(folder, peer)) if path.exists()]
     if there:
-        raise SecurityError(f"{there[0]} is there already; remove it to make a new pair, or choose another --out")
+        raise SecurityError(
+            f"{there[0]} is there already; remove the pair, private and public, to make a new one, or choose another --out"
+        )
     for peer in peers:
         public, secret = zmq.curve_keypair()
         _write(_private(folder, peer), f"secret key of peer {peer}: keep it to yourself", public, secret)
@@ -154,13 +156,17 @@ def needed(network: NetworkConfig, addresses: Iterable[str]) -> bool:
 
 
 def choose(
-    peer: int, network: NetworkConfig | None, neighbours: Sequence[int], listen: str, of_this_run: Path
+    peer: int,
+    network: NetworkConfig | None,
+    neighbours: Sequence[int],
+    listen: str,
+    of_this_run: Path | None = None,
 ) -> Keys | None:
     """Load what a peer needs, None where it talks in clear; raises SecurityError.
 
     ``of_this_run`` is where a run on this machine has keys made for it alone, if it has.
     """
-    if of_this_run.is_dir():
+    if of_this_run is not None and of_this_run.is_dir():
         return load(of_this_run, peer, neighbours)
     network = network or NetworkConfig()
     if not needed(network, [listen, *map(network.address, neighbours)]):

@@ -28,6 +28,7 @@ from dslth.topology import Topology
 
 if TYPE_CHECKING:
     from dslth.learner import Learner
+    from dslth.transport import Transport
 
 __all__ = ["Outcome", "end_on_signals", "preflight", "run_local", "run_one"]
 
@@ -122,7 +123,7 @@ def run_one(
     ``meet`` is told the address that the peer listens on and gives those of all peers. ``memory`` is the MemoryNetwork
     of a run in one process; without one the peer talks ZeroMQ. ``make_learner`` is for benchmarks that learn otherwise.
     """
-    from dslth import sinks, wire
+    from dslth import keys, sinks, wire
     from dslth.checkpoint import Checkpoints
     from dslth.learner import Learner  # torch is heavy: only who learns loads it
     from dslth.peer import Peer, Place
@@ -131,7 +132,11 @@ def run_one(
 
     learner = (make_learner or Learner)(peer, topology.peers, run.experiment, run.device(peer))
     largest = wire.max_payload(learner.sizes)
-    transport = ZeroMqTransport(largest) if memory is None else MemoryTransport(memory, peer)
+    if memory is None:
+        mine = keys.choose(peer, run.network, topology.neighbours(peer), listen, folder.path / "keys")
+        transport: Transport = ZeroMqTransport(largest, mine)
+    else:
+        transport = MemoryTransport(memory, peer)
     checkpoints = Checkpoints(folder.checkpoints(peer))
     outputs: list[sinks.Sink] = []
     try:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -10,15 +9,7 @@ from dslth import config
 from dslth.deploy import slurm
 from dslth.errors import ConfigError, UnknownPeerError
 
-__all__ = ["Where", "find"]
-
-
-@dataclass(frozen=True)
-class Where:
-    """A peer's id, and the addresses of all peers in order."""
-
-    peer: int
-    addresses: tuple[str, ...]
+__all__ = ["find"]
 
 
 def find(
@@ -28,14 +19,15 @@ def find(
     peers: int,
     environment: Mapping[str, str],
     hostname: str,
-) -> Where:
-    """Work out a peer's place.
+) -> tuple[int, config.NetworkConfig]:
+    """Work out a peer's id, and where all peers are.
 
     ``peer`` and ``host`` are the options of those names. Without ``peer`` it is the task of a Slurm job step, and the
     nodes of that step are where the peers are, or the number that the host's name ends with, as in ``peer-3``.
 
     Raises ConfigError and UnknownPeerError.
     """
+    network = network or config.NetworkConfig()
     step = slurm.step(environment) if peer is None else None
     if step is not None:
         peer = step.task
@@ -47,23 +39,21 @@ def find(
             raise UnknownPeerError(f"--id is missing, and this host's name, {hostname!r}, does not end with a number")
         peer = int(number[0])
     config.check_peer(peer, peers, "--id" if step is None else "Slurm")
-    network = network or config.NetworkConfig()
     if host is not None:
-        network = _hosts(host, network)
+        network = _at(host, network)
     elif step is not None:
         ports = [network.address(other).rpartition(":")[2] for other in range(peers)]
-        network = config.NetworkConfig(
-            addresses=tuple(f"{node}:{port}" for node, port in zip(step.hosts, ports, strict=True))
-        )
-    return Where(peer, tuple(network.address(other) for other in range(peers)))
+        addresses = tuple(f"tcp://{node}:{port}" for node, port in zip(step.hosts, ports, strict=True))
+        network = network.model_copy(update={"addresses": addresses})
+    return peer, network
 
 
-def _hosts(host: str, network: config.NetworkConfig) -> config.NetworkConfig:
+def _at(host: str, network: config.NetworkConfig) -> config.NetworkConfig:
     """Read ``--host``: ``peer-{id}`` keeps the file's ports, ``peer-{id}:47100`` has one for all."""
     found = re.fullmatch(r"(.*?)(?::(\d+))?", host)
     name, port = found.groups() if found else (host, None)
-    ports = {"port": port} if port else {"port": network.port, "base_port": network.base_port}
+    settings = network.model_dump(exclude={"addresses"}) | {"host": name} | ({"port": port} if port else {})
     try:
-        return config.NetworkConfig.model_validate({"host": name} | ports)
+        return config.NetworkConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"--host {host}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

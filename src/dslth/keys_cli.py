@@ -1,0 +1,103 @@
+"""``dslth keys``, and what the commands that run peers do about keys."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dslth import config, keys, options
+from dslth.config import NetworkConfig, RunConfig
+from dslth.options import DebugOption, err
+from dslth.topology import Topology
+
+__all__ = ["CurveOption", "InsecureOption", "KeysOption", "checked", "keys_app", "secured"]
+
+keys_app = typer.Typer(help="Make the keys by which peers know each other.", no_args_is_help=True, **options.STYLE)
+
+CurveOption = Annotated[
+    bool, typer.Option("--curve", help="Encrypt on this machine, too, with keys made for this run in its folder.")
+]
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure", help="Talk in clear, to anybody who can connect, also over a network.")
+]
+KeysOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys",
+        metavar="DIR",
+        help="Folder of keys: this peer's own are made there if need be, the neighbours' public ones waited for "
+        "[default: NAME.keys beside the topology file NAME.yaml, with the keys there already].",
+    ),
+]
+
+
+@keys_app.command()
+def make(
+    topology_file: Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.")],
+    peer: Annotated[int | None, typer.Option("--id", help="Make the pair of this peer only.")] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to write [default: NAME.keys beside the file NAME.yaml]."),
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Make a key pair for each peer: public/peer-N.key, and private/peer-N.key, which no one else may read.
+
+    Every peer needs its own private key and its neighbours' public keys; no private key need ever leave its machine.
+    """
+    settings, graph = options.read(topology_file)
+    if peer is not None:
+        config.check_peer(peer, graph.peers, "--id")
+    network = settings.network or NetworkConfig()
+    folder = out_dir or Path(network.keys or config.keys_folder(topology_file))
+    peers = range(graph.peers) if peer is None else [peer]
+    keys.make(folder, peers)
+    pairs = "a key pair" if len(peers) == 1 else f"{len(peers)} key pairs"
+    err.print(f"made {pairs} in {folder}; each private key is for its own peer alone", highlight=False, soft_wrap=True)
+
+
+def checked(settings: RunConfig, graph: Topology, *, insecure: bool) -> RunConfig:
+    """See to it, before peers start on this machine, that they have the keys that their addresses ask for.
+
+    Raises SecurityError; warns where masks are to travel in clear over a network.
+    """
+    network = settings.network
+    if network is None:  # they will be at free ports of the loopback device
+        return settings
+    if insecure:
+        network = network.model_copy(update={"security": "none"})
+    _warn(network, [network.address(peer) for peer in range(graph.peers)])
+    for peer in range(graph.peers):
+        keys.choose(peer, network, graph.neighbours(peer), network.address(peer))
+    return settings.model_copy(update={"network": network})
+
+
+def secured(
+    settings: RunConfig, topology_file: str, addresses: Sequence[str], *, insecure: bool, folder: Path | None
+) -> RunConfig:
+    """Decide by the addresses of a peer and its neighbours whether it needs keys, and where they are.
+
+    The result's ``network.security`` is ``curve`` or ``none``. Warns where masks are to travel in clear over a network.
+    """
+    if insecure and folder is not None:
+        raise typer.BadParameter("give either --keys or --insecure")
+    network = settings.network or NetworkConfig()
+    network = network.model_copy(
+        update={
+            "security": "none" if insecure else "curve" if folder is not None else network.security,
+            "keys": str(folder or network.keys or config.keys_folder(topology_file)),
+        }
+    )
+    _warn(network, addresses)
+    security = "curve" if keys.needed(network, addresses) else "none"
+    return settings.model_copy(update={"network": network.model_copy(update={"security": security})})
+
+
+def _warn(network: NetworkConfig, addresses: Sequence[str]) -> None:
+    if network.security == "none" and not all(map(keys.is_loopback, addresses)):
+        err.print(
+            "warning: no keys: masks travel in clear, and anybody who can connect can speak as a peer",
+            highlight=False,
+            soft_wrap=True,
+        )
