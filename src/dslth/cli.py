@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ from dslth.options import (
     err,
 )
 from dslth.runfolder import RunFolder
+from dslth.transport import faulty
 
 __all__ = ["main", "peer_main"]
 
@@ -67,6 +69,15 @@ class RestartName(StrEnum):
 
     NEVER = "never"
     ON_FAILURE = "on-failure"
+
+
+FaultsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FAULTS",
+        help="Let what peers send suffer, as in drop=0.1,delay=50ms,duplicate=0.05,reorder=0.1,corrupt=0.01.",
+    ),
+]
 
 
 class TransportName(StrEnum):
@@ -175,6 +186,7 @@ def run(
     ] = True,
     curve: CurveOption = False,
     insecure: InsecureOption = False,
+    faults: FaultsOption = None,
     join_timeout: JoinTimeoutOption = 60.0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -187,6 +199,7 @@ def run(
         raise typer.BadParameter("give either --topology FILE or --resume RUN")
     if resume is not None and not (resume / "topology.yaml").is_file():
         raise MissingFileError(f"--resume {resume}: no run folder, it has no topology.yaml")
+    befall = faulty.parse(faults) if faults is not None else None
     if curve and (insecure or transport is TransportName.MEMORY):
         raise typer.BadParameter("--curve is for sockets, and not together with --insecure")
     file = str(resume / "topology.yaml") if resume is not None else str(topology_file)
@@ -219,6 +232,7 @@ def run(
             watch=watch,
             restart=restart is RestartName.ON_FAILURE,
             orphans=orphans,
+            be=partial(launcher.run_one, faults=befall),
         )
     if as_json and outcome.summary:
         print(json.dumps(outcome.summary))  # noqa: T201
@@ -414,6 +428,7 @@ def _peer(
     ] = None,
     keys_dir: KeysOption = None,
     insecure: InsecureOption = False,
+    faults: FaultsOption = None,
     join_timeout: JoinTimeoutOption = 60.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each round.")] = False,
     as_json: JsonOption = False,
@@ -439,6 +454,7 @@ def _peer(
     settings = settings.model_copy(update={"network": network})
     addresses = [network.address(other) for other in range(graph_of_peers.peers)]
     listen = listen or _bindable(addresses[peer])
+    befall = faulty.parse(faults) if faults is not None else None
     neighbours = graph_of_peers.neighbours(peer)
     nearby = [listen, *(addresses[neighbour] for neighbour in neighbours), *([reports_to] if reports_to else [])]
     how = keys_cli.secured(settings, topology_file, nearby, insecure=insecure, folder=keys_dir)
@@ -450,27 +466,18 @@ def _peer(
     if not Checkpoints(folder.checkpoints(peer)).files():
         folder.reports(peer).unlink(missing_ok=True)  # those of a run before
 
-    def watch(event: Event) -> None:
-        if isinstance(event, Joined):
-            err.print(f"peer {event.peer} joined {len(event.neighbours)} neighbours", highlight=False)
-        elif isinstance(event, RoundReport):
-            personal = (
-                "" if event.accuracy_personal is None else f", personal accuracy {100 * event.accuracy_personal:.1f} %"
-            )
-            sent = report.amount(sum(link.message_sent for link in event.links.values()))
-            missing = f", missing {list(event.missing)}" if event.missing else ""
-            err.print(
-                f"round {event.round + 1}/{settings.experiment.rounds}: loss {event.loss:.3f}{personal}, "
-                f"sent {sent}{missing}",
-                highlight=False,
-            )
-
     stop = threading.Event()
     with launcher.end_on_signals(stop):
         if keys_dir is not None:
             keys.ensure(keys_dir, peer)
             keys.wait_for(keys_dir, [*neighbours, *([graph_of_peers.peers] if reports_to else [])], join_timeout, stop)
         with reports.sending(reports_to, peer, graph_of_peers.peers, how.network) as send:
+
+            def watch(event: Event) -> None:
+                send(event)
+                if not (as_json or quiet):
+                    _say(event, settings.experiment.rounds)
+
             launcher.run_one(
                 peer,
                 how,
@@ -479,7 +486,8 @@ def _peer(
                 stop,
                 listen=listen,
                 meet=lambda address: addresses,
-                watch=send if as_json or quiet else lambda event: (send(event), watch(event))[0],
+                faults=befall,
+                watch=watch,
                 join_timeout=join_timeout,
             )
     summary = next(figures for figures in report.summarise(folder)["peers"] if figures["id"] == peer)
@@ -493,6 +501,22 @@ def _peer(
         )
     if stop.is_set():
         raise typer.Exit(130)
+
+
+def _say(event: Event, rounds: int) -> None:
+    """Tell in a line what a peer did."""
+    if isinstance(event, Joined):
+        err.print(f"peer {event.peer} joined {len(event.neighbours)} neighbours", highlight=False)
+    elif isinstance(event, RoundReport):
+        personal = (
+            "" if event.accuracy_personal is None else f", personal accuracy {100 * event.accuracy_personal:.1f} %"
+        )
+        sent = report.amount(sum(link.message_sent for link in event.links.values()))
+        missing = f", missing {list(event.missing)}" if event.missing else ""
+        err.print(
+            f"round {event.round + 1}/{rounds}: loss {event.loss:.3f}{personal}, sent {sent}{missing}",
+            highlight=False,
+        )
 
 
 def _has_finished(folder: RunFolder, peer: int, rounds: int) -> bool:

@@ -45,7 +45,7 @@ def make(folder: Path, peers: Iterable[int]) -> None:
     there = [path for peer in peers for path in (_public(folder, peer), _private(folder, peer)) if path.exists()]
     if there:
         raise SecurityError(
-            f"{there[0]} is there already; remove the pair, private and public, to make a new one, or choose another --out"
+            f"{there[0]} is there already; remove it and its other half to make a new pair, or choose another --out"
         )
     for peer in peers:
         public, secret = zmq.curve_keypair()

@@ -24,11 +24,13 @@ from dslth.errors import DslthError, MissingFileError, PeerFailedError
 from dslth.events import Event, RoundReport
 from dslth.report import summarise
 from dslth.runfolder import RunFolder
+from dslth.seeds import Stream
 from dslth.topology import Topology
 
 if TYPE_CHECKING:
     from dslth.learner import Learner
     from dslth.transport import Transport
+    from dslth.transport.faulty import Faults
 
 __all__ = ["Outcome", "end_on_signals", "preflight", "run_local", "run_one"]
 
@@ -116,17 +118,20 @@ def run_one(
     watch: Callable[[Event], None] | None = None,
     join_timeout: float = 60.0,
     advertise: str = "",
+    faults: "Faults | None" = None,
     make_learner: "type[Learner] | None" = None,
 ) -> events.Finished:
     """Run one peer of a run in this thread, from listening to its ticket; it goes on from a checkpoint in the folder.
 
     ``meet`` is told the address that the peer listens on and gives those of all peers. ``memory`` is the MemoryNetwork
-    of a run in one process; without one the peer talks ZeroMQ. ``make_learner`` is for benchmarks that learn otherwise.
+    of a run in one process; without one the peer talks ZeroMQ. ``faults`` befall what it sends. ``make_learner`` is for
+    benchmarks that learn otherwise.
     """
     from dslth import keys, sinks, wire
     from dslth.checkpoint import Checkpoints
     from dslth.learner import Learner  # torch is heavy: only who learns loads it
     from dslth.peer import Peer, Place
+    from dslth.transport.faulty import FaultyTransport
     from dslth.transport.memory import MemoryTransport
     from dslth.transport.zeromq import ZeroMqTransport
 
@@ -137,6 +142,8 @@ def run_one(
         transport: Transport = ZeroMqTransport(largest, mine)
     else:
         transport = MemoryTransport(memory, peer)
+    if faults is not None:
+        transport = FaultyTransport(transport, faults, Stream(run.experiment.seed, "faults", peer))
     checkpoints = Checkpoints(folder.checkpoints(peer))
     outputs: list[sinks.Sink] = []
     try:
