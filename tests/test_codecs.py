@@ -108,10 +108,15 @@ def test_a_forecast_keeps_the_largest_scores_and_splits_every_weight_into_a_grou
     for layer, m in zip(forecast.mask.arrays(), magnitudes, strict=True):
         kept, dropped = m[layer == 1], m[layer == 0]
         assert not (kept.size and dropped.size) or kept.min() >= dropped.max()
-    mask = drawn(seed, 0.3, sizes)
-    groups = forecast.split(mask)
-    assert len(groups) == codecs.GROUPS * len(sizes)
-    assert forecast.join(groups) == mask
+    mask, other = drawn(seed, 0.3, sizes), drawn(seed + 1, 0.3, sizes)
+    places = forecast.differences(mask, other)
+    assert len(places) == sum(mask.hamming(other))
+    assert (np.diff(places) > 0).all()
+    assert forecast.flipped(mask, places) == other
+    assert forecast.bounds[-1] == sum(sizes)
+    for layer, m in enumerate(magnitudes):  # within a layer, near ones before far ones
+        low, high = forecast.bounds[codecs.GROUPS * layer], forecast.bounds[codecs.GROUPS * (layer + 1)]
+        assert high - low == len(m)
 
 
 def test_a_forecast_saves_where_weights_near_the_threshold_flip():
@@ -199,7 +204,7 @@ def test_payloads_do_not_depend_on_anything_but_masks():
     *past, mask = walk(9, 12, 0.03)
     payload = codecs.CONTEXT.encode(mask, history_of(past))
     assert payload == codecs.CONTEXT.encode(mask, history_of(past))
-    assert (len(payload), payload[:8].hex()) == (15, "c08bf0f5874476d1")
+    assert (len(payload), payload[:8].hex()) == (15, "cf8396792d860780")
 
 
 def test_the_forecast_of_a_run_is_the_same_on_every_machine():

@@ -18,7 +18,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from dslth.masks import BitMask
+from dslth.masks import BitMask, packed_size
 
 __all__ = ["AUTO", "BITPACK", "BY_ID", "BY_NAME", "CONTEXT", "DELTA", "RANGE", "Codec", "History", "encode"]
 
@@ -155,47 +155,53 @@ class Forecast:
 
     Every peer's first scores follow from the seed, so its neighbours know them. A weight whose first effective score
     lies near the threshold flips far sooner than one that lies far from it; so each layer's weights are sorted into
-    eight groups by that distance, and each group has its own probabilities.
+    eight groups by that distance, and each group has its own probabilities. A weight's *place* is its number in that
+    order: layer by layer, group by group, by flat index.
 
-    ``magnitudes`` are those of the first effective scores, a flat float32 array a layer, exact on any machine; None
-    where nothing is known. ``ones`` is the number of weights that the peer keeps in each layer.
+    ``magnitudes`` are those of the first effective scores, a flat float32 array a layer, exact on any machine;
+    ``ones`` is the number of weights that the peer keeps in each layer.
     """
 
     def __init__(self, magnitudes: Sequence[NDArray[np.float32]], ones: Sequence[int]) -> None:
-        kept, self._orders, self._ends = [], list[Indices](), list[Indices]()
+        kept, bits, counts, start = [], list[Indices](), list[Indices](), 0
         for layer, count in zip(magnitudes, ones, strict=True):
             first = min(len(layer) - count, len(layer) - 1)
             threshold = np.partition(layer, first)[first] if len(layer) else np.float32(0)
-            bits = layer > threshold
+            mask = layer > threshold
             tied = np.flatnonzero(layer == threshold)
-            bits[tied[len(tied) - (count - np.count_nonzero(bits)) :]] = True
+            mask[tied[len(tied) - (count - np.count_nonzero(mask)) :]] = True
+            kept.append(mask)
             group = np.searchsorted(_EDGES, np.abs(layer - threshold), side="right").astype(np.uint8)
-            kept.append(bits)
-            self._orders.append(np.argsort(group, kind="stable").astype(np.int32))
-            self._ends.append(np.cumsum(np.bincount(group, minlength=GROUPS))[:-1])
+            bits.append(start + np.argsort(group, kind="stable"))
+            counts.append(np.bincount(group, minlength=GROUPS))
+            start += 8 * packed_size([len(layer)])
         self.mask = BitMask.from_arrays(kept)
+        self.layers, self.sizes = len(kept), np.concatenate(counts)
+        self.bounds: Indices = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._bits: NDArray[np.int32] = np.concatenate(bits).astype(np.int32)  # of a place, in the packed mask
+        self._places = np.zeros(start, np.int32)
+        self._places[self._bits] = np.arange(len(self._bits), dtype=np.int32)
 
-    def split(self, mask: BitMask) -> list[Bits]:
-        """Give the bits of each group of each layer."""
-        grouped = zip(mask.arrays(), self._orders, self._ends, strict=True)
-        return [group for bits, order, ends in grouped for group in np.split(bits[order], ends)]
+    def differences(self, a: BitMask, b: BitMask) -> Indices:
+        """Give the places, ascending, of the weights in which two masks differ."""
+        changed = np.frombuffer(a.pack(), np.uint8) ^ np.frombuffer(b.pack(), np.uint8)
+        octets = np.flatnonzero(changed)
+        octet, bit = np.nonzero(np.unpackbits(changed[octets]).reshape(-1, 8))
+        places: Indices = np.sort(self._places[8 * octets[octet] + bit]).astype(np.int64)
+        return places
 
-    def join(self, groups: Sequence[Bits]) -> BitMask:
-        """Undo ``split``."""
-        layers = []
-        for number, order in enumerate(self._orders):
-            layer = np.empty(len(order), np.bool_)
-            layer[order] = np.concatenate(groups[GROUPS * number : GROUPS * (number + 1)])
-            layers.append(layer)
-        return BitMask.from_arrays(layers)
+    def flipped(self, mask: BitMask, places: Indices) -> BitMask:
+        """Give a mask that differs from another in these places, each named once."""
+        packed, bits = np.frombuffer(mask.pack(), np.uint8).copy(), self._bits[places]
+        np.bitwise_xor.at(packed, bits >> 3, (128 >> (bits & 7)).astype(np.uint8))
+        return BitMask.unpack(packed.tobytes(), mask.sizes)
 
 
-_FLIPS = np.array([h ^ (h >> 1) for h in range(256)]) & 0x7F
-"""By history byte (the last eight masks' bits of a weight, newest lowest): in which of seven steps it flipped."""
-_CONTEXT = np.array([(f & 3) * 6 + min(5, (f >> 2).bit_count()) for f in map(int, _FLIPS)], np.uint8)
-"""The context of a history byte: whether the last two steps were flips, and how many of the five before them (0 .. 5).
+_CONTEXT = np.array([(f & 3) * 6 + min(5, (f >> 2).bit_count()) for f in range(128)], np.uint8)
+"""The context of a weight by the last seven steps in which it flipped or not, the newest in the lowest bit: whether the
+last two were flips, and how many of the five before them (0 .. 5).
 
-Context 0 is *quiet*: no flip in eight masks. Nearly all weights are.
+Context 0 is *quiet*: no flip in seven steps. Nearly all weights are.
 """
 _CONTEXTS = 24
 _KIND = np.array([0, *[1 + c // 6 for c in range(1, _CONTEXTS)]])
@@ -214,26 +220,36 @@ class History:
     def __init__(self, forecast: Forecast, mask: BitMask | None = None, round_: int = -1) -> None:
         self.forecast, self.round, self.depth = forecast, round_, 0
         self.mask = forecast.mask if mask is None else mask
-        self._bytes: list[Bits] | None = None
-        self._active: list[tuple[Indices, Bits]] | None = None
+        # the places of weights that are not quiet, ascending, and the steps in which they flipped
+        self.active: Indices = np.zeros(0, np.int64)
+        self._steps = np.zeros(0, np.uint8)
         # flips and weights met in each context of each group of each layer, halved each round
-        self._met = np.zeros((len(self.mask.layers), GROUPS, _CONTEXTS, 2), np.int64)
+        self._met = np.zeros((forecast.layers, GROUPS, _CONTEXTS, 2), np.int64)
         self._pace = ONE  # flips in the last round for each that was expected, in units of 2**-24
 
     @property
-    def bytes(self) -> list[Bits]:
-        """The last eight bits of each weight, a byte each, group by group; the newest bit is the lowest."""
-        if self._bytes is None:  # the first mask stands for all before it
-            self._bytes = [np.negative(group, dtype=np.uint8) for group in self.forecast.split(self.mask)]
-        return self._bytes
+    def contexts(self) -> Indices:
+        """The context of each active weight among those of all groups: 24 times the group's number, and its own."""
+        grouped: Indices = self._group_of(self.active) * _CONTEXTS + _CONTEXT[self._steps]
+        return grouped
 
-    @property
-    def active(self) -> list[tuple[Indices, Bits]]:
-        """The weights that flipped within eight masks, by index in their group, and their contexts; group by group."""
-        if self._active is None:
-            found = [np.flatnonzero((h + np.uint8(1)) > 1) for h in self.bytes]
-            self._active = [(index, _CONTEXT[h[index]]) for index, h in zip(found, self.bytes, strict=True)]
-        return self._active
+    def _group_of(self, places: Indices) -> Indices:
+        ends = np.searchsorted(places, self.forecast.bounds)
+        return np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+
+    def parted(self, flips: Indices) -> tuple[NDArray[np.bool_], Indices]:
+        """Tell which active weights are among flips (places in ascending order), and give the flips that are not."""
+        where = np.searchsorted(flips, self.active)
+        hit = np.append(flips, -1)[where] == self.active
+        surprise = np.ones(len(flips), np.bool_)
+        surprise[where[hit]] = False
+        return hit, flips[surprise]
+
+    def quiet(self, group: int) -> tuple[int, Indices]:
+        """Give the number of quiet weights in a group, and before how many of them each active one stands."""
+        low, high = self.forecast.bounds[group : group + 2]
+        active = self.active[slice(*np.searchsorted(self.active, (low, high)))] - low
+        return int(high - low) - len(active), active - np.arange(len(active))
 
     def probabilities(self) -> Indices:
         """Give the probability of a flip in each context of each group (layers * groups, 24), in units of 2**-24.
@@ -259,21 +275,24 @@ class History:
 
     def advanced(self, mask: BitMask, round_: int) -> "History":
         """Give the history that has seen one more mask."""
-        after = History(self.forecast, mask, round_)
+        flips, after = self.forecast.differences(self.mask, mask), History(self.forecast, mask, round_)
         after.depth = self.depth + 1
-        after._bytes = []
-        now = np.zeros((len(self.bytes), _CONTEXTS, 2), np.int64)
-        split = self.forecast.split(mask)
-        for met, h, bits, (index, contexts) in zip(now, self.bytes, split, self.active, strict=True):
-            flips = bits ^ (h & 1)
-            met[:, 0] = np.bincount(contexts[flips[index] == 1], minlength=_CONTEXTS)
-            met[:, 1] = np.bincount(contexts, minlength=_CONTEXTS)
-            met[0] = np.count_nonzero(flips) - met[:, 0].sum(), len(h) - len(index)
-            after._bytes.append((h << np.uint8(1)) | bits)
+        hit, surprises = self.parted(flips)
+        places = np.concatenate([self.active, surprises])
+        steps = np.concatenate([(self._steps << np.uint8(1)) & np.uint8(127) | hit, np.ones(len(surprises), np.uint8)])
+        order = np.argsort(places, kind="stable")  # two sorted runs: merged in one pass
+        order = order[steps[order] > 0]
+        after.active, after._steps = places[order], steps[order]
+
+        contexts, shape = self.contexts, (len(self.forecast.sizes), _CONTEXTS)
+        met = [np.bincount(which, minlength=shape[0] * shape[1]) for which in (contexts[hit], contexts)]
+        now = np.stack(met, axis=1).reshape(*shape, 2)
+        now[:, 0, 0] = np.bincount(self._group_of(flips), minlength=shape[0]) - now[..., 0].sum(1)
+        now[:, 0, 1] = self.forecast.sizes - now[..., 1].sum(1)
         after._met = self._met // 2 + _SCALE * now.reshape(self._met.shape)
         if self.depth:
             expected = int((self._expected() * now[..., 1]).sum())
-            after._pace = min(4 * ONE, max(ONE // 4, int(now[..., 0].sum()) * ONE * ONE // max(1, expected)))
+            after._pace = min(4 * ONE, max(ONE // 4, len(flips) * ONE * ONE // max(1, expected)))
         return after
 
 
@@ -327,46 +346,46 @@ def _share(k: int, n: int) -> int:
 
 
 def _delta_encode(mask: BitMask, history: History) -> bytes:
-    coder = Encoder()
-    for flips in history.forecast.split(mask ^ history.mask):
-        index = np.flatnonzero(flips)
-        coder.number(len(index), len(flips) + 1)
-        if len(index):
-            coder.rare(index, len(flips), _share(len(index), len(flips)))
+    coder, forecast = Encoder(), history.forecast
+    flips = forecast.differences(history.mask, mask)
+    for low, high in pairwise(forecast.bounds.tolist()):
+        inside = flips[slice(*np.searchsorted(flips, (low, high)))] - low
+        coder.number(len(inside), high - low + 1)
+        if len(inside):
+            coder.rare(inside, high - low, _share(len(inside), high - low))
     return coder.finish()
 
 
 def _delta_decode(payload: bytes, history: History) -> BitMask:
-    coder, groups = Decoder(payload), []
-    for group in history.forecast.split(history.mask):
-        count = coder.number(len(group) + 1)
-        if count:
-            group[coder.rare(len(group), _share(count, len(group)))] ^= 1
-        groups.append(group)
-    return history.forecast.join(groups)
+    coder, flips = Decoder(payload), []
+    for low, high in pairwise(history.forecast.bounds.tolist()):
+        if count := coder.number(high - low + 1):
+            flips.append(low + coder.rare(high - low, _share(count, high - low)))
+    return history.forecast.flipped(history.mask, np.concatenate(flips)) if flips else history.mask
 
 
 def _context_encode(mask: BitMask, history: History) -> bytes:
-    coder = Encoder()
-    known = zip(history.forecast.split(mask), history.bytes, history.active, history.probabilities(), strict=True)
-    for group, h, (index, contexts), table in known:
-        flips: Bits = group ^ (h & np.uint8(1))
-        coder.bits(flips[index], table[contexts])
-        flips[index] = 0
-        quiet = np.flatnonzero(flips)
-        coder.rare(quiet - np.searchsorted(index, quiet), len(h) - len(index), int(table[0]))
+    coder, table = Encoder(), history.probabilities()
+    flips = history.forecast.differences(history.mask, mask)
+    hit, surprises = history.parted(flips)
+    coder.bits(hit.astype(np.uint8), table.ravel()[history.contexts])
+    places = surprises - np.searchsorted(history.active, surprises)
+    for group, low in enumerate(
+        history.forecast.bounds[:-1] - np.searchsorted(history.active, history.forecast.bounds[:-1])
+    ):
+        quiet, _ = history.quiet(group)
+        coder.rare(places[slice(*np.searchsorted(places, (low, low + quiet)))] - low, quiet, int(table[group, 0]))
     return coder.finish()
 
 
 def _context_decode(payload: bytes, history: History) -> BitMask:
-    coder, groups = Decoder(payload), []
-    for h, (index, contexts), table in zip(history.bytes, history.active, history.probabilities(), strict=True):
-        group = h & np.uint8(1)
-        group[index] ^= coder.bits(table[contexts])
-        ranks = coder.rare(len(h) - len(index), int(table[0]))
-        group[ranks + np.searchsorted(index - np.arange(len(index)), ranks, side="right")] ^= 1
-        groups.append(group)
-    return history.forecast.join(groups)
+    coder, table = Decoder(payload), history.probabilities()
+    flips = [history.active[coder.bits(table.ravel()[history.contexts]) == 1]]
+    for group, low in enumerate(history.forecast.bounds[:-1].tolist()):
+        quiet, before = history.quiet(group)
+        ranks = coder.rare(quiet, int(table[group, 0]))
+        flips.append(low + ranks + np.searchsorted(before, ranks, side="right"))
+    return history.forecast.flipped(history.mask, np.concatenate(flips))
 
 
 BITPACK = Codec(0, "bitpack", False, _bitpack_encode, _bitpack_decode)
