@@ -31,6 +31,7 @@ x-peer: &peer
   restart: on-failure:10
   volumes:
     - ${{DSLTH_DATA:-data}}:/data:ro
+    - keys:/keys/public
     - tickets:/state/tickets
 {mount}  deploy:
     endpoint_mode: dnsrr
@@ -44,6 +45,7 @@ services:
     restart: "no"
     healthcheck: {{disable: true}}
     volumes:
+      - keys:/keys/public
       - runs:/runs
       - tickets:/runs/tickets:ro
 {mount_collector}    deploy:
@@ -61,6 +63,7 @@ _BUILD = """\
 _FOOT = """
 volumes:
   data:
+  keys:
   runs:
   tickets:
 """
@@ -86,8 +89,8 @@ def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | 
     name, folder = place_in_container(file)
     mount = "" if folder is None else f"- {json.dumps(f'{_beside(folder)}:/topologies:ro')}\n"
     peer = ["dslth-peer", "--topology", name, "--host", f"peer-{{id}}:{PEER_PORT}", "--out", "/state"]
-    peer += ["--reports", f"tcp://collector:{REPORT_PORT}", "--join-timeout", "180", "--quiet"]
-    collect = ["dslth", "collect", name, "--listen", f"tcp://*:{REPORT_PORT}", "--out", "/runs"]
+    peer += ["--reports", f"tcp://collector:{REPORT_PORT}", "--keys", "/keys", "--join-timeout", "180", "--quiet"]
+    collect = ["dslth", "collect", name, "--listen", f"tcp://*:{REPORT_PORT}", "--keys", "/keys", "--out", "/runs"]
     head = _HEAD.format(
         count=f"{peers}",
         name=Path(file).name,
