@@ -52,7 +52,7 @@ def parse(text: str) -> Faults:
 def _share(name: str, text: str) -> float:
     share = float(text) if re.fullmatch(NUMBER, text) else -1.0
     if not 0 <= share <= 1:
-        raise ConfigError(f"--faults: {name}={text[:40]}: expected a share of messages from 0 to 1")
+        raise ConfigError(f"--faults: {name} is {text[:40]!r}: expected a share of messages from 0 to 1")
     return share
 
 
@@ -60,7 +60,9 @@ def _seconds(text: str) -> float:
     found = re.fullmatch(f"({NUMBER})(ms|s)", text)
     seconds = float(found[1]) * (0.001 if found[2] == "ms" else 1.0) if found else float("inf")
     if seconds > 3600:
-        raise ConfigError(f"--faults: delay={text[:40]}: expected milliseconds or seconds up to an hour, as in 50ms")
+        raise ConfigError(
+            f"--faults: delay is {text[:40]!r}: expected milliseconds or seconds, as in 50ms, up to an hour"
+        )
     return seconds
 
 
