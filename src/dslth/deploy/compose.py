@@ -87,7 +87,7 @@ def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | 
     Without ``image`` the containers' image is built from the checkout that the file lies in.
     """
     name, folder = place_in_container(file)
-    mount = "" if folder is None else f"- {json.dumps(f'{_beside(folder)}:/topologies:ro')}\n"
+    mount = "" if folder is None else f"- {_quoted(f'{_beside(folder)}:/topologies:ro')}\n"
     peer = ["dslth-peer", "--topology", name, "--host", f"peer-{{id}}:{PEER_PORT}", "--out", "/state"]
     peer += ["--reports", f"tcp://collector:{REPORT_PORT}", "--keys", "/keys", "--join-timeout", "180", "--quiet"]
     collect = ["dslth", "collect", name, "--listen", f"tcp://*:{REPORT_PORT}", "--keys", "/keys", "--out", "/runs"]
@@ -96,8 +96,8 @@ def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | 
         name=Path(file).name,
         image=image or "dslth",
         build="" if image else _BUILD,
-        command=_list(peer),
-        collect=_list(collect),
+        command=_quoted(peer),
+        collect=_quoted(collect),
         mount=mount and f"    {mount}",
         mount_collector=mount and f"      {mount}",
         memory=memory,
@@ -106,7 +106,7 @@ def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | 
     return head + "".join(services) + _FOOT
 
 
-def _list(words: list[str]) -> str:
+def _quoted(words: str | list[str]) -> str:
     return json.dumps(words).replace("$", "$$")  # a dollar is Compose's own
 
 

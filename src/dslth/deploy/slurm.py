@@ -63,11 +63,12 @@ def _counts(text: str) -> list[int]:
 def expand(nodes: str) -> list[str]:
     """Spell out a list of nodes, as in ``gpu1,node[08-10,12]``; ConfigError where it is none."""
     names: list[str] = []
-    for word in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodes):
+    words = re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodes)
+    for word in words:
         parts = re.split(r"\[([^\]]*)\]", word)
         choices = [_numbers(part) if number % 2 else [part] for number, part in enumerate(parts)]
         names += ["".join(chosen) for chosen in product(*choices)]
-    if not names or any(not re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in names):
+    if not names or ",".join(words) != nodes or any(not re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in names):
         raise ConfigError(f"Slurm: {nodes[:60]!r} is no list of nodes")
     return names
 
