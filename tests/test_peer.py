@@ -227,7 +227,7 @@ def test_whoever_sends_too_much_is_cut_off(scene):
     flood.send(bytes(50_000_000))
     refused = refused_after(s)
     flood.close(0)
-    assert refused == {}
+    assert set(refused) <= {"broken-off"}
 
 
 def test_a_silent_neighbour_costs_one_deadline(scene):

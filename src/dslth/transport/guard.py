@@ -27,36 +27,46 @@ EVENTS = (
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_MONITOR_STOPPED
 )
 """What the guard wants to hear of a listening socket."""
 
 
 class _Accepted:
-    """A connection that was accepted. ``mark`` is how far its bytes were read when it last delivered a message."""
+    """A connection that was accepted.
+
+    ``spoke``: it has delivered a message; ``fresh``: since the last look. ``mark`` is how far its bytes were read then.
+    """
 
     def __init__(self, fd: int) -> None:
         self.connection = Connection(fd)
         self.mark = 0
-        self.identified = self.delivered = False
+        self.identified = self.spoke = self.fresh = False
 
 
 class Guard:
     """Watches the connections to a listening ``port`` by its ``monitor``, which is the guard's own from here on.
 
     A connection that holds more than ``most_held`` bytes of unfinished or waiting messages is cut off, and so is the
-    oldest that has not said who it is where there are too many of those. ``mismatch`` is the name under which clients
-    with another security mechanism are counted. ``neighbours`` is how many may be on their way in.
+    oldest that has not said who it is where there are too many of those. ``neighbours`` is how many may be on their
+    way in.
+
+    Connections whose handshake comes to nothing are counted as ``bad-handshake``; with ``keys`` as ``no-key`` where
+    none was shown. One that ends before it has said a whole message is ``broken-off`` where libzmq does not say why: it
+    sent a frame over the bound, or what is no ZMTP.
     """
 
-    def __init__(self, monitor: "zmq.Socket[bytes]", port: int, most_held: int, mismatch: str) -> None:
-        self._monitor, self._port, self._most_held, self._mismatch = monitor, port, most_held, mismatch
+    def __init__(self, monitor: "zmq.Socket[bytes]", port: int, most_held: int, *, keys: bool) -> None:
+        self._monitor, self._port, self._most_held = monitor, port, most_held
+        self._no_key = "no-key" if keys else "bad-handshake"
         self.neighbours = 0
         self._lock = threading.Lock()
         self._open: dict[int, _Accepted] = {}
         self._cut: set[int] = set()
         self._refused: Counter[str] = Counter()
-        self._failing = False
+        self._failing = ""
+        self._denied = 0
         self._thread = threading.Thread(target=self._watch, name="dslth-guard", daemon=True)
         self._thread.start()
 
@@ -64,7 +74,7 @@ class Guard:
         """Learn that a whole message came from a connection."""
         with self._lock:
             if fd in self._open:
-                self._open[fd].delivered = True
+                self._open[fd].spoke = self._open[fd].fresh = True
 
     def identified(self, fd: int) -> None:
         """Learn that a connection is a neighbour's."""
@@ -109,24 +119,35 @@ class Guard:
                 strangers = [fd for fd, accepted in self._open.items() if not accepted.identified]
                 if len(strangers) > STRANGERS + 2 * self.neighbours:
                     self._cut_off(strangers[0], "too-many-connections")
-            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:  # of the connection whose end is said next
                 mismatch = value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
-                self._refused[self._mismatch if mismatch else "bad-handshake"] += 1
-            case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._failing = True  # of the connection whose end is said next
+                self._failing = self._no_key if mismatch else "bad-handshake"
+            case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # likewise
+                self._failing = self._no_key
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # its end comes later; who asked for its key has counted it
+                self._denied += 1
             case zmq.EVENT_DISCONNECTED:
-                if self._failing and value not in self._cut:
-                    self._refused["bad-handshake"] += 1
-                self._failing = False
-                self._cut.discard(value)
-                self._open.pop(value, None)
+                self._ended(value)
+
+    def _ended(self, fd: int) -> None:
+        accepted, failing = self._open.pop(fd, None), self._failing
+        self._failing = ""
+        if fd in self._cut:
+            self._cut.remove(fd)
+        elif failing:
+            self._refused[failing] += 1
+        elif accepted is None or not accepted.spoke:
+            if self._denied:
+                self._denied -= 1
+            else:
+                self._refused["broken-off"] += 1
 
     def _look(self) -> None:
         for fd, accepted in list(self._open.items()):
             connection = accepted.connection
             connection.refresh()
-            if accepted.delivered:
-                accepted.mark, accepted.delivered = connection.taken, False
+            if accepted.fresh:
+                accepted.mark, accepted.fresh = connection.taken, False
             elif connection.taken - accepted.mark > self._most_held:
                 self._cut_off(fd, "flood")
 

@@ -56,7 +56,7 @@ class ZeroMqTransport:
 
     ``max_message`` bounds a frame: libzmq cuts off whoever sends more. With ``keys`` every connection is encrypted and
     proves at both ends who it is (CURVE); without them anyone may connect. ``refused`` counts by ``unknown-key``,
-    ``no-key``, ``bad-handshake``, ``flood`` and ``too-many-connections``.
+    ``no-key``, ``bad-handshake``, ``broken-off``, ``flood`` and ``too-many-connections``.
     """
 
     def __init__(self, max_message: int, keys: Keys | None = None) -> None:
@@ -119,9 +119,7 @@ class ZeroMqTransport:
                 f"cannot listen on {address}: {zmq.strerror(error.errno or 0).lower()}; {hint}"
             ) from None
         at = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._guard = guard.Guard(
-            monitor, _port(at), HELD * self._max_message, "no-key" if self._keys else "bad-handshake"
-        )
+        self._guard = guard.Guard(monitor, _port(at), HELD * self._max_message, keys=self.authenticated)
         return at
 
     def connect(self, neighbour: int, address: str) -> None:
@@ -189,10 +187,9 @@ class ZeroMqTransport:
         name, *frames = self._router.recv_multipart(copy=False)
         fd, speaker = -1, None
         if frames:
-            with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such word
+            with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such words
                 fd = int(frames[0].get(zmq.SRCFD))
-            if self._keys:
-                speaker = int(frames[0].get("User-Id"))
+                speaker = int(frames[0].get("User-Id")) if self._keys else None
         if self._guard:
             self._guard.delivered(fd)
         return Delivery([frame.bytes for frame in frames], _Route(name.bytes, fd), speaker=speaker)
