@@ -257,12 +257,13 @@ def test_ctrl_c_ends_all_peers_and_keeps_what_was_measured(commands, topology_fi
 def test_a_killed_peer_costs_its_contribution_not_the_run(commands, topology_file, tmp_path):
     out = tmp_path / "run"
     file = topology_file(rounds=400, deadline=2, graph={"kind": "full", "peers": 3})
-    process = commands.start("dslth", "run", "-t", file, "--out", out, "--json")
+    process = commands.start("dslth", "run", "-t", file, "--out", out, "--json", "--restart", "never")
     wait_for(lambda: first_round_done(out))
     victims = [p for p in psutil.process_iter() if _session(p.pid) == process.pid and _listens(p)]
     victims[0].kill()
-    _stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 11
+    assert json.loads(stdout) == json.loads((out / "summary.json").read_text())
     assert "killed by signal 9" in stderr
     assert len(stderr.strip().splitlines()) == 1
     completed = sorted(p["rounds_completed"] for p in json.loads((out / "summary.json").read_text())["peers"])
@@ -356,6 +357,24 @@ def test_peers_of_different_runs_refuse_each_other_and_say_why(commands, topolog
         assert process.returncode == 10, stderr
         assert "seed is" in stderr
         assert "Traceback" not in stderr
+
+
+def test_all_three_of_whom_one_has_another_seed_say_why(commands, topology_file):
+    file = topology_file(network={"base_port": free_ports(3)})
+    peers = [
+        commands.start("dslth-peer", "--id", i, "-t", file, "--seed", i // 2, "--out", f"run-{i}") for i in range(3)
+    ]
+    for process in peers:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 10, stderr
+        assert "seed is" in stderr
+
+
+def test_a_loss_that_is_not_finite_is_said_once(commands, topology_file, tmp_path):
+    file = topology_file(algorithm={"lasso": 1e38}, rounds=2)
+    summary = run_json(commands, "-t", file, "--out", tmp_path / "run")
+    diverged = [event for event in summary["happenings"] if event["what"] == "diverged"]
+    assert sorted(event["peer"] for event in diverged) == [0, 1, 2]
 
 
 def test_help_and_version_of_every_command(commands):
