@@ -28,7 +28,7 @@ x-peer: &peer
   image: {image}
 {build}  command: {command}
   init: true
-  restart: on-failure:10
+  restart: on-failure:5
   volumes:
     - ${{DSLTH_DATA:-data}}:/data:ro
     - keys:/keys/public

@@ -1,0 +1,106 @@
+"""Ten containers of a mesh, by Compose, with the file that is shipped."""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+from docker import IMAGE, ROOT, Project, digests, sh, wait_for
+
+
+@pytest.fixture
+def shipped(compose, image):
+    project = Project(compose, f"dslthmesh{os.getpid()}", ROOT / "docker-compose.yml")
+    yield project
+    project.down()
+
+
+def test_the_shipped_mesh_builds_ends_by_itself_and_learns_the_masks_of_a_local_run(shipped, local_mesh):
+    shipped("build", timeout=880)
+    done = shipped("up", timeout=400)
+    assert re.search(r"personal accuracy, mean +9\d\.\d %", done.stdout)
+    summary = shipped.summary()
+    assert digests(summary) == local_mesh
+    assert summary["accuracy_personal"] >= 0.95
+    assert not any(peer["missing"] or peer["refused"] for peer in summary["peers"])
+    assert set(shipped.end().values()) == {0}
+    assert set(shipped.read_names("tickets")) == {f"peer-{i}.safetensors" for i in range(10)}
+    # again, with all that was left lying: a new run with the same masks
+    shipped("up", timeout=400)
+    assert digests(shipped.summary()) == local_mesh
+
+
+def test_keys_are_made_inside_and_private_ones_stay_there(shipped):
+    shipped("up", "-d")
+    wait_for(lambda: shipped.round(0) >= 1)
+    assert sorted(shipped.read_names("keys")) == sorted(f"peer-{i}.key" for i in range(11))
+    assert all("secret" not in shipped.read(f"peer-{i}.key", "keys") for i in range(11))
+    for i in range(2):
+        listing = sh("docker", "exec", shipped.container(f"peer-{i}"), "ls", "-l", "/keys/private").stdout.split("\n")
+        assert [line for line in listing if line.endswith(".key")] == [listing[1]]
+        assert listing[1].startswith("-rw-------")
+        assert listing[1].endswith(f"peer-{i}.key")
+
+
+def test_containers_are_small_unprivileged_and_asked_how_they_are(shipped):
+    shipped("up", "-d")
+    peers = [f"peer-{i}" for i in range(10)]
+    wait_for(lambda: all(shipped.round(i) >= 1 for i in range(10)))
+    for peer in peers:
+        stats = sh("docker", "stats", "--no-stream", "--format", "{{json .}}", shipped.container(peer)).stdout
+        used = json.loads(stats)["MemUsage"].partition("MiB")[0]
+        assert float(used) * 1.048576 < 200, stats
+    user = sh("docker", "exec", shipped.container("peer-3"), "id", "-u").stdout.strip()
+    assert user == "10001"
+    size = json.loads(sh("docker", "image", "inspect", IMAGE).stdout)[0]["Size"]
+    assert size < 1.2e9
+    for tool in ("gcc", "cc", "make", "hatchling"):
+        found = sh("docker", "run", "--rm", "--network", "none", IMAGE, "sh", "-c", f"command -v {tool}", check=False)
+        assert found.returncode != 0
+    check = ["docker", "exec", shipped.container("peer-3"), "python", "-m", "dslth.deploy.alive"]
+    assert sh(*check, 47100).returncode == 0
+    assert sh(*check, 47101, check=False).returncode == 1
+
+
+def test_sigterm_ends_a_peer_with_its_checkpoint_written(shipped):
+    shipped("up", "-d")
+    wait_for(lambda: shipped.round(4) >= 1)
+    sh("docker", "stop", "-t", 2, shipped.container("peer-4"))
+    assert shipped.inspect("peer-4")["State"]["ExitCode"] == 130  # 137: killed after the two seconds
+    copied = subprocess.run(
+        ["docker", "cp", f"{shipped.container('peer-4')}:/state/checkpoints/peer-4", "-"],
+        capture_output=True,
+        check=True,
+    )
+    assert b"round-" in copied.stdout
+
+
+def test_link_bytes_agree_with_the_containers_own_interfaces(image, projects, tmp_path):
+    (tmp_path / "mesh.yaml").write_text(
+        "graph: {kind: full, peers: 4}\n"
+        "experiment: {rounds: 60, evaluate_every: 60, codec: bitpack, model: {name: mlp}}\n"
+    )
+
+    def alone(text):
+        """No collector: nothing but the peers' own talk is on the wire; the counters come last."""
+        text = re.sub(r"  collector:.*?\n\n", "", text, flags=re.DOTALL)
+        words = re.search(r"  command: (\[.*\])", text)
+        command = json.loads(words[1])
+        at = command.index("--reports")
+        del command[at : at + 2]
+        told = " ".join(f"'{word}'" for word in [*command, "--json"])
+        script = f"{told} && tr '\\n' ';' </proc/net/dev"
+        return text.replace(words[1], json.dumps(["sh", "-c", script])).replace("$", "$$").replace("$${", "${")
+
+    project = projects(tmp_path / "mesh.yaml", 4, change=alone)
+    project("up", timeout=100)
+    for i in range(4):
+        log = sh("docker", "logs", project.container(f"peer-{i}")).stdout
+        summary = json.loads(next(line for line in log.splitlines() if line.startswith("{")))
+        counters = re.search(r"eth0: *([\d ]+)", log)[1].split()
+        for way, at in (("received", 0), ("sent", 8)):
+            octets, packets = int(counters[at]), int(counters[at + 1])
+            headers = packets * (14 + 20 + 32)  # Ethernet, IP, TCP with time stamps
+            link = summary[f"link_bytes_{way}"]
+            assert octets - headers == pytest.approx(link, rel=0.02), f"{way}: {octets} of which headers {headers}"
