@@ -61,8 +61,8 @@ class Checkpoints:
             "run": checkpoint.run,
             "round": str(checkpoint.round),
             "refused": json.dumps(checkpoint.refused),
-            "digest": _digest(tensors),
         }
+        metadata["digest"] = _digest(metadata, tensors)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"round-{checkpoint.round:08d}.safetensors"
         part = path.with_suffix(".part")
@@ -110,7 +110,7 @@ def _read(path: Path, run: str, sizes: Sequence[int]) -> Checkpoint:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
     if metadata["version"] != str(VERSION):
         raise CheckpointError(f"{path} is of another version of dslth; remove it to begin anew")
-    if metadata["digest"] != _digest(tensors):
+    if metadata.pop("digest") != _digest(metadata, tensors):
         raise ValueError("damaged")
     if metadata["run"] != run:
         raise CheckpointError(
@@ -127,8 +127,8 @@ def _read(path: Path, run: str, sizes: Sequence[int]) -> Checkpoint:
     )
 
 
-def _digest(tensors: Mapping[str, NDArray[np.generic]]) -> str:
-    hashed = hashlib.sha256()
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[np.generic]]) -> str:
+    hashed = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for key in sorted(tensors):
         hashed.update(f"{key} {tensors[key].dtype} {tensors[key].shape}\n".encode())
         hashed.update(tensors[key].tobytes())

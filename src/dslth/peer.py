@@ -132,7 +132,8 @@ class Peer:
                     self._save()
         if self._stop.is_set():
             self._save()
-        if self._experiment.algorithm.exchange:
+        will_be_back = self._patient and self._round < self._experiment.rounds
+        if self._experiment.algorithm.exchange and not will_be_back:  # a bye would let the others go on without it
             self._leave()
         return self._finish(ticket)
 

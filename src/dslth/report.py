@@ -71,7 +71,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 def _summarise_peer(peer: int, events: Sequence[Event]) -> dict[str, Any]:
     rounds = _played(events)
     evaluated = [event for event in rounds if event.accuracy_personal is not None]
-    finished = next((event for event in events if isinstance(event, Finished)), None)
+    finished = events[-1] if isinstance(events[-1], Finished) else None  # else it was stopped and goes on
     links = [link for event in events for link in event.links.values()]
     last = evaluated[-1] if evaluated else None
     return {
