@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dslth.transport import Transport
     from dslth.transport.faulty import Faults
 
-__all__ = ["Outcome", "end_on_signals", "preflight", "run_local", "run_one"]
+__all__ = ["Failure", "Outcome", "Settings", "Workers", "end_on_signals", "preflight", "run_local", "run_one"]
 
 GRACE_SECONDS = 10.0
 """How long peers that were asked to end may take before they are killed."""
@@ -58,7 +58,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """Why a peer ended early, in a form that crosses a process boundary."""
 
     exit_code: int
@@ -164,17 +164,28 @@ def run_one(
 # --- all peers ------------------------------------------------------------------------------------------------------
 
 
-class _Workers(Protocol):
-    """The peers of a local run, as processes or threads. ``met``: all know each other's addresses."""
+class Workers(Protocol):
+    """The peers of a run, as processes or threads. ``met``: all know each other's addresses."""
 
     met: bool
 
-    def events(self, timeout: float) -> list[Event]: ...
-    def running(self) -> set[int]: ...
-    def restart(self, peer: int) -> None: ...
-    def ask_to_end(self) -> None: ...
-    def end(self) -> None: ...
-    def failures(self) -> dict[int, _Failure]: ...
+    def events(self, timeout: float) -> list[Event]:
+        """Wait up to ``timeout`` seconds for reports."""
+
+    def running(self) -> set[int]:
+        """Give the peers that are there."""
+
+    def restart(self, peer: int) -> None:
+        """Start a peer again that died."""
+
+    def ask_to_end(self) -> None:
+        """Have all peers end in good order."""
+
+    def end(self) -> None:
+        """End who is left."""
+
+    def failures(self) -> dict[int, Failure]:
+        """Give the peers that failed, and why."""
 
 
 def run_local(
@@ -188,12 +199,13 @@ def run_local(
     restart: bool = False,
     orphans: bool = True,
     be: Callable[..., events.Finished] = run_one,
+    make_workers: "Callable[[Settings], Workers] | None" = None,
 ) -> Outcome:
     """Run all peers on this machine until they are done, or until Ctrl-C.
 
     ``be`` is what each peer does; benchmarks put their own in place of ``run_one``. ``restart``: a peer whose process
     dies is started again and goes on from its checkpoint. Without ``orphans`` peers end when this process dies; else
-    they learn on.
+    they learn on. ``make_workers`` is for engines that have the peers run elsewhere.
 
     Without a ``network`` section peers listen on free ports of the loopback device, so that runs do not collide.
 
@@ -204,8 +216,9 @@ def run_local(
         folder.begin(run, topology)
     stop = threading.Event()
     with end_on_signals(stop):
-        settings = _Settings(run, topology, folder, join_timeout, be, orphans)
-        workers: _Workers = _Processes(settings) if transport == "zeromq" else _Threads(settings)
+        settings = Settings(run, topology, folder, join_timeout, be, orphans)
+        make = make_workers or (_Processes if transport == "zeromq" else _Threads)
+        workers: Workers = make(settings)
         keeper = _Keeper(workers, folder, watch, restart=restart and transport == "zeromq")
         try:
             asked: float | None = None
@@ -235,7 +248,7 @@ def run_local(
 class _Keeper:
     """Passes reports on, and starts peers again that died, with back-off."""
 
-    def __init__(self, workers: _Workers, folder: RunFolder, watch: Callable[[Event], None], *, restart: bool) -> None:
+    def __init__(self, workers: Workers, folder: RunFolder, watch: Callable[[Event], None], *, restart: bool) -> None:
         self._workers, self._folder, self._watch, self._restart = workers, folder, watch, restart
         self._rounds: Counter[int] = Counter()
         self._tries: Counter[int] = Counter()
@@ -272,14 +285,14 @@ class _Keeper:
         self._watch(noticed)
 
 
-def _hopeless(workers: _Workers, waiting: Mapping[int, float]) -> bool:
+def _hopeless(workers: Workers, waiting: Mapping[int, float]) -> bool:
     """Tell whether a peer failed for a reason that a person must mend, so that the others need not go on."""
     failures = workers.failures()
     mendable = any(failure.exit_code != PeerFailedError.exit_code for failure in failures.values())
     return mendable or bool(failures.keys() - waiting.keys() and not workers.met)
 
 
-def _error(failures: dict[int, _Failure]) -> DslthError:
+def _error(failures: dict[int, Failure]) -> DslthError:
     """Make the error that a run ends with out of those of its peers: the first that says most."""
     peer, failure = min(failures.items(), key=lambda item: (item[1].exit_code == PeerFailedError.exit_code, item[0]))
     kinds = {kind.exit_code: kind for kind in DslthError.__subclasses__()}
@@ -288,14 +301,14 @@ def _error(failures: dict[int, _Failure]) -> DslthError:
     return kind(f"peer {peer}: {failure.text}{others}" if kind is PeerFailedError else failure.text)
 
 
-def _failure(error: BaseException) -> _Failure:
+def _failure(error: BaseException) -> Failure:
     if isinstance(error, DslthError):
-        return _Failure(error.exit_code, str(error), "")
-    return _Failure(PeerFailedError.exit_code, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return Failure(error.exit_code, str(error), "")
+    return Failure(PeerFailedError.exit_code, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """What all peers of a local run are started with."""
 
     run: RunConfig
@@ -309,7 +322,7 @@ class _Settings:
 class _Processes:
     """A process a peer, forked from a server that has torch loaded; reports come over a PULL socket."""
 
-    def __init__(self, settings: _Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._context = zmq.Context()
         self._pull = self._context.socket(zmq.PULL)
@@ -321,7 +334,7 @@ class _Processes:
         ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server loads torch: Ctrl-C must not cut into that
         forkserver.ensure_running()
         signal.signal(signal.SIGINT, ours)
-        self._failures: dict[int, _Failure] = {}
+        self._failures: dict[int, Failure] = {}
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, BaseProcess] = {}
         self._book: dict[int, str] = {}
@@ -362,7 +375,7 @@ class _Processes:
             try:
                 while pipe.poll():
                     said = pipe.recv()
-                    if isinstance(said, _Failure):
+                    if isinstance(said, Failure):
                         self._failures[peer] = said
                         self._write_trace(peer, said)
                     else:
@@ -378,7 +391,7 @@ class _Processes:
             self._asking.clear()
             self.met = True
 
-    def _write_trace(self, peer: int, failure: _Failure) -> None:
+    def _write_trace(self, peer: int, failure: Failure) -> None:
         if failure.trace:
             self._settings.folder.reports(peer).with_suffix(".log").write_text(failure.trace, encoding="utf-8")
 
@@ -390,7 +403,7 @@ class _Processes:
             code = self._processes[peer].exitcode or 0
             if code:
                 how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-                self._failures[peer] = _Failure(PeerFailedError.exit_code, how, "")
+                self._failures[peer] = Failure(PeerFailedError.exit_code, how, "")
         return alive
 
     def ask_to_end(self) -> None:
@@ -411,12 +424,12 @@ class _Processes:
         self._pull.close()
         self._context.term()
 
-    def failures(self) -> dict[int, _Failure]:
+    def failures(self) -> dict[int, Failure]:
         """Give the peers that failed, and why."""
         return self._failures
 
 
-def _process(peer: int, settings: _Settings, listen: str, pipe: Connection, reports: str) -> None:
+def _process(peer: int, settings: Settings, listen: str, pipe: Connection, reports: str) -> None:
     """Be the process of one peer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks with SIGTERM
     stop = threading.Event()
@@ -458,12 +471,12 @@ class _Threads:
 
     met = True
 
-    def __init__(self, settings: _Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         from dslth.transport.memory import MemoryNetwork
 
         self._stop = threading.Event()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._failures: dict[int, _Failure] = {}
+        self._failures: dict[int, Failure] = {}
         network = MemoryNetwork()
         topology = settings.topology
         addresses = [f"memory://{peer}" for peer in range(topology.peers)]
@@ -518,6 +531,6 @@ class _Threads:
         for thread in self._threads.values():
             thread.join(GRACE_SECONDS)
 
-    def failures(self) -> dict[int, _Failure]:
+    def failures(self) -> dict[int, Failure]:
         """Give the peers that failed, and why."""
         return self._failures
