@@ -12,7 +12,8 @@ from dslth.config import identity
 from dslth.errors import AddressError, JoinError, WrongRunError
 from dslth.learner import Learner
 from dslth.masks import BitMask
-from dslth.peer import Peer, Place
+from dslth.neighbourhood import Place
+from dslth.peer import Peer
 from dslth.sinks import Call
 from dslth.transport.memory import MemoryNetwork, MemoryTransport
 from dslth.transport.zeromq import ZeroMqTransport

@@ -130,7 +130,8 @@ def run_one(
     from dslth import keys, sinks, wire
     from dslth.checkpoint import Checkpoints
     from dslth.learner import Learner  # torch is heavy: only who learns loads it
-    from dslth.peer import Peer, Place
+    from dslth.neighbourhood import Place
+    from dslth.peer import Peer
     from dslth.transport.faulty import FaultyTransport
     from dslth.transport.memory import MemoryTransport
     from dslth.transport.zeromq import ZeroMqTransport

@@ -1,0 +1,400 @@
+"""A peer's neighbours: who is there, what was said, and which masks came; every message goes in or out here.
+
+Nothing that a neighbour does, or fails to do, holds the peer longer than the round's deadline; nothing that arrives
+changes it but a mask that passed every check of ``wire``.
+"""
+
+import threading
+import time
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+
+from dslth import wire
+from dslth.config import RunConfig, identity
+from dslth.errors import AddressError, JoinError, WrongRunError
+from dslth.learner import Learner
+from dslth.ledger import Ledger
+from dslth.masks import BitMask
+from dslth.streams import Incoming, Outgoing
+from dslth.topology import Topology
+from dslth.transport import Delivery, Transport
+from dslth.wire import Kind, Refusal, Refused
+
+__all__ = ["Neighbourhood", "Place"]
+
+TICK = 0.2
+"""Seconds after which a waiting peer looks whether it was asked to end."""
+ASK_SECONDS = 2.0
+"""After how long a peer asks again for a mask that does not come; twice as long each time."""
+AHEAD = 8
+"""Rounds that a neighbour's mask may be ahead and still be kept for later, besides those between checkpoints."""
+EXTRA = 256
+"""Messages that a peer takes in at most once it has all masks of a round, so that a flood does not hold it."""
+LEAVE_SECONDS = 5.0
+"""How long a peer that is done stays for neighbours that are not."""
+REFUSED_SECONDS = 5.0
+"""How long a peer that was refused stays to say so to those that refused it, should they ask."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A peer's place in a run: who it is, the run, and where its neighbours listen.
+
+    ``advertise`` is the peer's own address where that is not what its neighbours know.
+    """
+
+    peer: int
+    run: RunConfig
+    topology: Topology
+    addresses: Sequence[str]
+    join_timeout: float = 60.0
+    advertise: str = ""
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The peers that this one talks to."""
+        return self.topology.neighbours(self.peer)
+
+
+class Neighbourhood:
+    """What a peer knows of its neighbours, and how it talks with them; ``round`` is the peer's own.
+
+    ``transport`` listens already. ``patient``: a neighbour that is lost is waited for until it is back.
+    """
+
+    def __init__(
+        self, place: Place, learner: Learner, transport: Transport, ledger: Ledger, stop: threading.Event
+    ) -> None:
+        self.place, self._transport, self._ledger, self._stop = place, transport, ledger, stop
+        self._experiment = experiment = place.run.experiment
+        self.patient = experiment.mode == "sync" and experiment.deadline == "none"
+        self.round = 0
+        sizes = learner.sizes
+        self._identity = identity(place.run, place.topology.digest) | {"layout": "+".join(map(str, sizes))}
+        self.me = wire.Hello(wire.run_digest(self._identity), sizes, learner.ones, place.advertise)
+        # a neighbour that was killed goes on from its last checkpoint, and those in its round are one ahead of it
+        keep = experiment.checkpoint_every + 2
+        forecast = learner.forecast(place.peer, learner.ones)
+        self._outgoing = Outgoing(self.me.digest, place.peer, experiment.codec, forecast, keep)
+        self._incoming = Incoming(
+            lambda peer, hello: learner.forecast(peer, hello.ones),
+            fewer=experiment.algorithm.min_filter_weights > 0,
+            flip=experiment.algorithm.flip,
+        )
+        self._ahead = AHEAD + keep
+        self._addresses = list(place.addresses)
+        self._greeted: dict[int, wire.Hello] = {}
+        self._routes: dict[int, Hashable] = {}
+        self._met: set[tuple[int, Kind]] = set()
+        self._differs: dict[int, str] = {}
+        self._told: set[int] = set()
+        self._awaited: dict[int, int] = {}
+        self._heard: dict[int, int] = {}
+        self._inbox: dict[int, dict[int, BitMask]] = {}
+        self._newest: dict[int, tuple[int, BitMask]] = {}
+        self._asked: set[tuple[int, int]] = set()
+        self._connected = self._leaving = False
+
+    @property
+    def sent(self) -> tuple[tuple[int, BitMask], ...]:
+        """The masks that were sent last, with their rounds: neighbours may still need them."""
+        return self._outgoing.kept
+
+    def restore(self, sent: Iterable[tuple[int, BitMask]]) -> None:
+        """Take back what was sent before a restart."""
+        self._outgoing.restore(sent)
+
+    # --- a round ----------------------------------------------------------------------------------------------------
+
+    def send(self, mask: BitMask) -> None:
+        """Send the round's mask to all neighbours."""
+        acknowledge = {neighbour: self._incoming.held(neighbour) for neighbour in self.place.neighbours}
+        for neighbour, message in self._outgoing.messages(self.round, mask, acknowledge):
+            self._send_mask(neighbour, message)
+
+    def gather(self) -> Mapping[int, BitMask]:
+        """Wait for the masks of a round from all who are there, up to the deadline.
+
+        Whoever misses a deadline in ``sync`` mode is not waited for again until it is heard of.
+        """
+        round_, start, decoded = self.round, time.monotonic(), self._ledger.spent("decode")
+        limit = self._experiment.deadline
+        deadline = start + (float("inf") if limit == "none" else limit)
+        ask, asks_at, extra = ASK_SECONDS, start + ASK_SECONDS, 0
+        while not self._stop.is_set():
+            missing = self._missing(round_)
+            now = time.monotonic()
+            if now >= deadline:
+                for neighbour in missing:
+                    self._lose(neighbour)
+                break
+            if missing and now >= asks_at:
+                asks_at, ask = now + 2 * ask, 2 * ask
+                for neighbour in missing:
+                    self._say_hello(neighbour)
+            # with nobody missing, what is there already is taken in still: someone lost may have come back
+            delivery = self._transport.receive(min(deadline - now, asks_at - now, TICK) if missing else 0.0)
+            if not missing and (delivery is None or extra == EXTRA):
+                break
+            extra += not missing
+            self._take(delivery)
+        self._ledger.waited(time.monotonic() - start - (self._ledger.spent("decode") - decoded))
+        received = self._inbox.pop(round_, {})
+        if self._experiment.mode != "async":
+            return received
+        oldest = round_ - self._experiment.staleness
+        return {neighbour: mask for neighbour, (newest, mask) in self._newest.items() if newest >= oldest}
+
+    def _missing(self, round_: int) -> set[int]:
+        """Give the neighbours to wait for: those that are in this round or before it and whose mask is not here."""
+        if self._experiment.mode == "async":
+            return set()
+        missing = {
+            neighbour
+            for neighbour, first in self._awaited.items()
+            if first <= round_
+            and neighbour not in self._inbox.get(round_, {})
+            and (neighbour not in self._newest or self._newest[neighbour][0] < round_ + 2)  # else it skipped this one
+        }
+        return missing & self._transport.connected() if self._experiment.mode == "deadline" else missing
+
+    def _lose(self, neighbour: int) -> None:
+        if self._experiment.mode == "sync":
+            del self._awaited[neighbour]
+        self._ledger.notice("lost", self.round, neighbour)
+
+    def catch_up(self) -> None:
+        """Skip rounds where the neighbours that are there have gone on without this peer.
+
+        Neighbours in step are never more than a round ahead. The middle one counts: a liar cannot push further.
+        """
+        if self.patient or self._experiment.mode == "async" or not self._experiment.algorithm.exchange:
+            return
+        heard = [round_ for n, round_ in self._heard.items() if n in self._transport.connected()]
+        ahead = min(median_low(heard) + 1, self._experiment.rounds - 1) if heard else 0
+        if ahead > self.round + 2:
+            self._ledger.notice("skipped", self.round, detail=f"to round {ahead}")
+            self.round = ahead
+            self._inbox = {round_: box for round_, box in self._inbox.items() if round_ >= ahead}
+
+    # --- coming and going -------------------------------------------------------------------------------------------
+
+    def join(self, *, resumed: bool) -> None:
+        """Say hello to all neighbours until each has said it too, and welcomed this one.
+
+        With both seen, no word from before the first round is under way any more. Whoever does not come within the
+        time-out is an error in a new ``sync`` run; else the peer begins with those who are there.
+        """
+        self._connect()
+        patience = self.place.join_timeout
+        if resumed and self._experiment.deadline != "none":
+            patience = min(patience, self._experiment.deadline)
+        deadline = time.monotonic() + (float("inf") if resumed and self.patient else patience)
+        refused_until = float("inf")
+        while (missing := self._unmet()) and not self._stop.is_set():
+            now = time.monotonic()
+            if self._differs:
+                refused_until = min(refused_until, now + REFUSED_SECONDS)
+            if now >= refused_until or (self._differs and missing <= self._differs.keys() & self._told):
+                who, how = next(iter(self._differs.items()))
+                raise WrongRunError(f"peer {who} belongs to another run: {how}; start both from the same topology file")
+            if now >= deadline:
+                if len(missing) < len(self.place.neighbours) and (resumed or self._experiment.mode != "sync"):
+                    return
+                self._give_up(missing)
+            self._take(self._transport.receive(min(deadline - now, TICK)))
+
+    def _connect(self) -> None:
+        self._connected = True
+        for neighbour in self.place.neighbours:
+            self._transport.connect(neighbour, self._addresses[neighbour])
+            self._say_hello(neighbour)
+
+    def _give_up(self, missing: set[int]) -> None:
+        refused = self._ledger.refused
+        raise JoinError(
+            f"peer {self.place.peer} waited {self.place.join_timeout:g} s for "
+            + ", ".join(f"peer {other} at {self._addresses[other]}" for other in sorted(missing))
+            + "; start them, mend their addresses, or raise --join-timeout"
+            + (f" (refused so far: {', '.join(f'{why} {n}' for why, n in refused.items())})" if refused else "")
+        )
+
+    def _unmet(self) -> set[int]:
+        return {n for n in self.place.neighbours if {(n, Kind.HELLO), (n, Kind.WELCOME)} - self._met}
+
+    def leave(self) -> None:
+        """Say bye, and stay until the neighbours did too: they may still need this peer's masks after a crash."""
+        self._leaving, patience = True, LEAVE_SECONDS
+        if self.patient:
+            patience = float("inf") if self._met else self.place.join_timeout
+        if not self._connected:  # there was nothing left to play after a restart
+            self._awaited = dict.fromkeys(self.place.neighbours, self.round)
+            self._connect()
+        for neighbour in self.place.neighbours:
+            self._say_bye(neighbour)
+        deadline = time.monotonic() + patience
+        while self._still_there() and not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._take(self._transport.receive(min(left, TICK)))
+
+    def _still_there(self) -> bool:
+        """Tell whether a neighbour has not said bye."""
+        awaited = set(self._awaited)
+        return bool(awaited & self._transport.connected() if self._experiment.mode == "deadline" else awaited)
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _send(self, neighbour: int, frames: wire.Frames, *, mask: bool = False) -> bool:
+        handed_over = self._transport.send(neighbour, frames)
+        if handed_over:
+            self._ledger.sent(neighbour, frames, mask=mask)
+        return handed_over
+
+    def _send_mask(self, neighbour: int, frames: wire.Frames) -> None:
+        if not self._send(neighbour, frames, mask=True):
+            self._outgoing.lost(neighbour)
+
+    def _say_hello(self, neighbour: int) -> None:
+        held = self._incoming.held(neighbour)
+        self._send(neighbour, wire.hello(Kind.HELLO, self.me, self.place.peer, self.round, held))
+
+    def _say_bye(self, neighbour: int) -> None:
+        self._send(neighbour, wire.bye(self.me.digest, self.place.peer, self.round))
+
+    def _take(self, delivery: Delivery | None) -> None:
+        """Take in what arrived, or count why not."""
+        for neighbour in self._transport.reconnected():
+            self._say_hello(neighbour)
+            if self._leaving:
+                self._say_bye(neighbour)
+        if delivery is None:
+            return
+        try:
+            with self._ledger.phase("decode"):
+                header = wire.read_header(delivery.frames, self.me.sizes)
+                if header.sender not in self.place.neighbours:
+                    raise Refused(Refusal.STRANGER)
+                if self._transport.authenticated and delivery.speaker != header.sender:
+                    raise Refused(Refusal.IMPOSTOR)
+                self._accept(header, delivery)
+        except Refused as refused:
+            self._ledger.refuse(refused.reason)
+        else:
+            self._ledger.received(header.sender, delivery.frames, mask=header.kind == Kind.MASK)
+
+    def _accept(self, header: wire.Header, delivery: Delivery) -> None:
+        sender, payload = header.sender, delivery.frames[1]
+        from_its_address = delivery.answer_of == sender
+        match header.kind:
+            case Kind.HELLO if delivery.answer_of is None:
+                self._accept_hello(header, payload, delivery)
+            case Kind.WELCOME if from_its_address:
+                self._greet(header, payload)
+                self._send_again_if_lost(header)
+            case Kind.REFUSED if from_its_address:
+                self._differs[sender] = wire.differences(self._identity, wire.read_refusal(payload))
+            case Kind.MASK | Kind.BYE if sender not in self._routes or self._routes[sender] != delivery.route:
+                raise Refused(Refusal.NO_HELLO)  # each connection says hello first
+            case Kind.MASK | Kind.BYE if header.tag != wire.tag(self.me.digest):
+                raise Refused(Refusal.WRONG_RUN)
+            case Kind.MASK:
+                self._accept_mask(header, payload)
+            case Kind.BYE:
+                if self._awaited.pop(sender, None) is not None and header.round < self._experiment.rounds:
+                    self._ledger.notice("left", self.round, sender)
+            case _:
+                raise Refused(Refusal.STRANGER)
+
+    def _accept_hello(self, header: wire.Header, payload: bytes, delivery: Delivery) -> None:
+        sender = header.sender
+        try:
+            self._greet(header, payload)
+        except Refused as refused:
+            if refused.reason is Refusal.WRONG_RUN:
+                settings = wire.refusal(self.me.digest, self.place.peer, self.round, self._identity)
+                self._transport.answer(delivery.route, settings)
+                self._told.add(sender)
+            raise
+        self._routes[sender] = delivery.route
+        self._transport.identify(delivery.route, sender)
+        self._follow(sender, self._greeted[sender].address)
+        if sender not in self._awaited:
+            if self.round:
+                self._ledger.notice("back", self.round, sender)
+            self._awaited[sender] = self.round if self.patient else self.round + bool(self.round)
+        held = self._incoming.held(sender)
+        welcome = wire.hello(Kind.WELCOME, self.me, self.place.peer, self.round, held)
+        if self._transport.answer(delivery.route, welcome):
+            self._ledger.sent(sender, welcome)
+        self._send_again_if_lost(header)
+        if self._leaving:
+            self._say_bye(sender)
+
+    def _greet(self, header: wire.Header, payload: bytes) -> None:
+        """Take a hello or a welcome in; Refused where it is of another run or not what its sender said before."""
+        sender, hello = header.sender, wire.read_hello(payload)
+        if hello.digest != self.me.digest or hello.sizes != self.me.sizes:
+            raise Refused(Refusal.WRONG_RUN)
+        if sender in self._greeted and self._greeted[sender].ones != hello.ones:
+            raise Refused(Refusal.WRONG_DENSITY)  # a device keeps its density within a run
+        self._greeted[sender] = hello
+        self._met.add((sender, Kind(header.kind)))
+        self._heard[sender] = header.round
+
+    def _follow(self, neighbour: int, address: str) -> None:
+        """Connect to a neighbour that listens elsewhere than it did."""
+        if not address or address == self._addresses[neighbour]:
+            return
+        try:
+            self._transport.connect(neighbour, address)
+        except AddressError:
+            raise Refused(Refusal.MALFORMED) from None
+        self._addresses[neighbour] = address
+        self._ledger.notice("moved", self.round, neighbour, detail=address)
+        self._say_hello(neighbour)
+
+    def _send_again_if_lost(self, header: wire.Header) -> None:
+        """Send key frames to a neighbour whose hello says that it holds less than it was sent."""
+        held = self._incoming.held(header.sender)
+        for frames in self._outgoing.again(header.sender, header.round, header.acknowledged, held):
+            self._send_mask(header.sender, frames)
+
+    def _accept_mask(self, header: wire.Header, payload: bytes) -> None:
+        sender, loose = header.sender, self._experiment.mode == "async"
+        self._heard[sender] = max(self._heard[sender], header.round)
+        if header.round > self.round + self._ahead and not loose:
+            raise Refused(Refusal.FUTURE)
+        try:
+            mask = self._incoming.read(header, payload, self._greeted[sender])
+        except Refused as refused:
+            if refused.reason in (Refusal.UNKNOWN_BASE, Refusal.CORRUPT):
+                self._ask_for_key_frame(sender)
+            raise
+        if (-1 if header.acknowledged is None else header.acknowledged) < header.round - 1 and not loose:
+            self._outgoing.lost(sender)  # it went on without this peer's mask
+        newer = sender not in self._newest or self._newest[sender][0] < header.round
+        if newer:
+            self._newest[sender] = header.round, mask
+        if not loose:
+            self._put(sender, header.round, mask)
+        elif not newer:
+            raise Refused(Refusal.DUPLICATE)
+
+    def _put(self, sender: int, round_: int, mask: BitMask) -> None:
+        """Put a mask into the box of its round."""
+        if round_ < self.round:  # too late, but the next one may build on it
+            raise Refused(Refusal.STALE)
+        box = self._inbox.setdefault(round_, {})
+        if sender in box:
+            raise Refused(Refusal.DUPLICATE)
+        box[sender] = mask
+        if sender not in self._awaited:
+            self._ledger.notice("back", self.round, sender)
+            self._awaited[sender] = round_
+
+    def _ask_for_key_frame(self, sender: int) -> None:
+        """Say hello as one that holds nothing; once a round, so that forged masks cannot make much of it."""
+        if (sender, self.round) not in self._asked:
+            self._asked = {(sender, self.round)} | {key for key in self._asked if key[1] == self.round}
+            self._incoming.lost(sender)
+            self._say_hello(sender)
