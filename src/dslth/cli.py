@@ -22,7 +22,7 @@ from dslth import __version__, config, keys, keys_cli, launcher, options, report
 from dslth.bench.cli import bench_app
 from dslth.checkpoint import Checkpoints
 from dslth.deploy import cli as deploy_cli
-from dslth.deploy import place, reports
+from dslth.deploy import place, ray, reports
 from dslth.deploy.collector import Collector
 from dslth.errors import DslthError, MissingFileError, OutputError
 from dslth.events import Event, Finished, Joined, RoundReport
@@ -78,6 +78,13 @@ FaultsOption = Annotated[
         help="Let what peers send suffer, as in drop=0.1,delay=50ms,duplicate=0.05,reorder=0.1,corrupt=0.01.",
     ),
 ]
+
+
+class EngineName(StrEnum):
+    """Who runs the peers."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class TransportName(StrEnum):
@@ -186,6 +193,12 @@ def run(
     ] = True,
     curve: CurveOption = False,
     insecure: InsecureOption = False,
+    engine: Annotated[EngineName, typer.Option(help="Who runs the peers: this machine, or a Ray cluster.")] = (
+        EngineName.LOCAL
+    ),
+    address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster [env: RAY_ADDRESS, else one on this machine].")
+    ] = None,
     faults: FaultsOption = None,
     join_timeout: JoinTimeoutOption = 60.0,
     as_json: JsonOption = False,
@@ -200,8 +213,9 @@ def run(
     if resume is not None and not (resume / "topology.yaml").is_file():
         raise MissingFileError(f"--resume {resume}: no run folder, it has no topology.yaml")
     befall = faulty.parse(faults) if faults is not None else None
-    if curve and (insecure or transport is TransportName.MEMORY):
-        raise typer.BadParameter("--curve is for sockets, and not together with --insecure")
+    on_ray = engine is EngineName.RAY
+    if (curve and insecure) or ((curve or on_ray) and transport is TransportName.MEMORY):
+        raise typer.BadParameter("--curve and --engine ray are for sockets, and --curve not together with --insecure")
     file = str(resume / "topology.yaml") if resume is not None else str(topology_file)
     settings, graph_of_peers = options.read(
         file,
@@ -214,7 +228,9 @@ def run(
         no_exchange=no_exchange,
         data_dir=data_dir,
     )
-    if transport is TransportName.ZEROMQ and not curve:
+    if on_ray:  # which finds addresses itself; keys are made for the run
+        settings, curve = ray.placed(settings, insecure=insecure), not insecure
+    elif transport is TransportName.ZEROMQ and not curve:
         settings = keys_cli.checked(settings, graph_of_peers, insecure=insecure)
     options.look_at_data(settings, graph_of_peers)
     folder = options.new_folder(out_dir, file) if resume is None else RunFolder(resume)
@@ -233,7 +249,14 @@ def run(
             restart=restart is RestartName.ON_FAILURE,
             orphans=orphans,
             be=partial(launcher.run_one, faults=befall),
+            make_workers=partial(ray.RayWorkers, cluster=address) if on_ray else None,
         )
+    _tell(outcome, as_json=as_json)
+
+
+def _tell(outcome: launcher.Outcome, *, as_json: bool) -> None:
+    """Show what became of a run, and end as it did."""
+    folder = outcome.folder
     if as_json and outcome.summary:
         print(json.dumps(outcome.summary))  # noqa: T201
     elif outcome.summary:

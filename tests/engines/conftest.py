@@ -4,8 +4,8 @@ import json
 import uuid
 
 import pytest
-from docker import BASE, IMAGE, ROOT, TOOLS, Project, composes, sh, start_engine
 
+from containers import BASE, IMAGE, ROOT, TOOLS, Project, composes, sh, start_engine
 from dslth.deploy.compose import compose as compose_file
 
 

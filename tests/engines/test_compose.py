@@ -6,7 +6,8 @@ import re
 import subprocess
 
 import pytest
-from docker import IMAGE, ROOT, Project, digests, sh, wait_for
+
+from containers import IMAGE, ROOT, Project, digests, sh, wait_for
 
 
 @pytest.fixture

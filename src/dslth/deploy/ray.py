@@ -1,0 +1,202 @@
+"""Runs whose peers are Ray actors, each a process of its own somewhere in a cluster.
+
+Ray places the processes and tells where they are; masks travel between the peers themselves, as always, and reports
+come back through Ray. A peer whose process or node is lost is started again where there is room, and goes on from its
+checkpoint: the run folder must lie where all nodes see it.
+"""
+
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from dslth.config import NetworkConfig, RunConfig
+from dslth.errors import ConfigError, DslthError, PeerFailedError
+from dslth.events import Event
+from dslth.launcher import Failure, Settings
+from dslth.runfolder import RunFolder
+
+__all__ = ["RayWorkers", "placed"]
+
+TICK = 0.2
+
+
+class _Peer:
+    """What runs in an actor's process: one peer in a thread, and what its driver asks it meanwhile."""
+
+    def __init__(self, peer: int, settings: Settings) -> None:
+        import ray
+
+        self._peer, self._settings, self._host = peer, settings, ray.util.get_node_ip_address()
+        self._book: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._addresses: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._failure: Failure | None = None
+        self._thread = threading.Thread(target=self._be, name=f"dslth-peer-{peer}", daemon=True)
+        self._thread.start()
+
+    def address(self) -> str:
+        """Give the address that the peer listens on, empty where it ended before."""
+        while self._thread.is_alive() or not self._book.empty():
+            with suppress(queue.Empty):
+                return self._book.get(timeout=TICK)
+        return ""
+
+    def meet(self, addresses: Sequence[str]) -> None:
+        """Learn where all peers are."""
+        self._addresses.put(addresses)
+
+    def events(self) -> tuple[list[Event], bool, Failure | None]:
+        """Wait a moment for reports; with them, whether more may come, and why the peer failed if it did."""
+        alive = self._thread.is_alive()
+        taken: list[Event] = []
+        with suppress(queue.Empty):
+            taken.append(self._events.get(timeout=TICK))
+            while True:
+                taken.append(self._events.get_nowait())
+        return taken, alive, self._failure
+
+    def end(self) -> None:
+        """Ask the peer to end."""
+        self._stop.set()
+
+    def _be(self) -> None:
+        settings = self._settings
+        with socket.create_server((self._host, 0)) as free:
+            address = f"tcp://{self._host}:{free.getsockname()[1]}"
+        try:
+            settings.be(
+                self._peer,
+                settings.run,
+                settings.topology,
+                settings.folder,
+                self._stop,
+                listen=address,
+                meet=self._meet,
+                watch=self._events.put,
+                join_timeout=settings.join_timeout,
+                advertise=address,  # a peer that comes back is not where its neighbours knew it
+            )
+        except DslthError as error:
+            self._failure = Failure(error.exit_code, str(error), "")
+        except Exception as error:
+            self._failure = Failure(PeerFailedError.exit_code, f"{type(error).__name__}: {error}", "")
+
+    def _meet(self, address: str) -> Sequence[str]:
+        self._book.put(address)
+        while not self._stop.is_set():
+            with suppress(queue.Empty):
+                return self._addresses.get(timeout=TICK)
+        return [address] * self._settings.topology.peers
+
+
+def placed(run: RunConfig, *, insecure: bool) -> RunConfig:
+    """Leave a run's addresses to Ray; peers talk under the keys in the run folder, or in clear if ``insecure``."""
+    return run.model_copy(update={"network": NetworkConfig(security="none") if insecure else None})
+
+
+class RayWorkers:
+    """The peers of a run as actors of a Ray cluster; see launcher.Workers.
+
+    ``cluster`` is the cluster's address; without one, that of ``RAY_ADDRESS``, or a cluster on this machine alone.
+    Raises ConfigError without Ray, or where no cluster answers.
+    """
+
+    def __init__(self, settings: Settings, cluster: str | None = None) -> None:
+        folder = RunFolder(settings.folder.path.resolve())  # actors work elsewhere
+        self._settings, self.met = replace(settings, folder=folder), False
+        self._ray = _ray(cluster)
+        self._actors: dict[int, Any] = {}
+        self._book: dict[int, str] = {}
+        self._asked: dict[Any, int] = {}
+        self._failures: dict[int, Failure] = {}
+        self._done: set[int] = set()
+        for peer in range(settings.topology.peers):
+            self._start(peer)
+
+    def _start(self, peer: int) -> None:
+        # no share of a node's processors is booked: peers of a node that is lost must find room elsewhere
+        place = {"num_cpus": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+        self._actors[peer] = self._ray.remote(_Peer).options(**place).remote(peer, self._settings)
+        self._asked[self._actors[peer].address.remote()] = peer
+
+    def restart(self, peer: int) -> None:
+        """Start a peer again whose process or node was lost."""
+        del self._failures[peer]
+        self._start(peer)
+
+    def events(self, timeout: float) -> list[Event]:
+        """Wait for what peers answer: first their addresses, then reports."""
+        taken: list[Event] = []
+        if not self._asked:
+            return taken
+        ready, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=timeout)
+        for asked in ready:
+            peer = self._asked.pop(asked)
+            try:
+                said = self._ray.get(asked)
+            except self._ray.exceptions.RayActorError:
+                self._failures[peer] = Failure(PeerFailedError.exit_code, "its process or its node was lost", "")
+                continue
+            if isinstance(said, str):
+                self._introduce(peer, said)
+            else:
+                taken += self._took(peer, *said)
+        return taken
+
+    def _introduce(self, peer: int, address: str) -> None:
+        """Write a peer's address into the book, empty where it failed; once all are in tell those who wait for it."""
+        again = peer in self._book
+        if address:
+            self._book[peer] = address
+        self._asked[self._actors[peer].events.remote()] = peer
+        if len(self._book) == len(self._actors):
+            addresses = [self._book[other] for other in sorted(self._book)]
+            for other in [peer] if again else self._actors:
+                self._actors[other].meet.remote(addresses)
+            self.met = True
+
+    def _took(self, peer: int, events: list[Event], alive: bool, failure: Failure | None) -> list[Event]:
+        if failure:
+            self._failures[peer] = failure
+        elif alive or events:
+            self._asked[self._actors[peer].events.remote()] = peer
+        else:
+            self._done.add(peer)
+        return events
+
+    def running(self) -> set[int]:
+        """Give the peers that have neither finished nor failed."""
+        return self._actors.keys() - self._done - self._failures.keys()
+
+    def ask_to_end(self) -> None:
+        """Ask all peers to end."""
+        for peer in self.running():
+            self._actors[peer].end.remote()
+
+    def end(self) -> None:
+        """Let the cluster go, and with it all actors of this run."""
+        self._ray.shutdown()
+
+    def failures(self) -> dict[int, Failure]:
+        """Give the peers that failed, and why."""
+        return self._failures
+
+
+def _ray(cluster: str | None) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("--engine ray needs Ray: pip install 'dslth[ray]'") from None
+    try:
+        ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--address {cluster}: no Ray cluster answers ({str(error).splitlines()[0]})") from None
+    return ray
