@@ -1,6 +1,8 @@
 """Engines that the tests start themselves, and end again where they did; one that cannot start is a failure."""
 
 import json
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -66,12 +68,38 @@ def projects(engine, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def local_mesh(tmp_path_factory):
     """The masks of the shipped mesh of ten, learned by a local run: peer -> digest."""
-    import subprocess
-    import sys
-
     folder = tmp_path_factory.mktemp("local") / "run"
     code = "import sys; from dslth.__main__ import main; sys.argv[0] = 'dslth'; main()"
     line = [sys.executable, "-c", code, "run", "-t", "mesh10", "--json", "--out", str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return {peer["id"]: peer["mask_digest"] for peer in json.loads(done.stdout)["peers"]}
+
+
+@pytest.fixture
+def processes():
+    """Start commands of any kind; whoever is left is killed at the end."""
+    started = []
+
+    def start(*line, **options):
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(list(map(str, line)), start_new_session=True, **quiet | options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def mesh_file(tmp_path):
+    """Write the shipped mesh of ten with addresses of its own; nothing else differs."""
+
+    def write(network):
+        path = tmp_path / "mesh.yaml"
+        path.write_text((ROOT / "topologies" / "mesh10.yaml").read_text() + f"network: {json.dumps(network)}\n")
+        return path
+
+    return write
