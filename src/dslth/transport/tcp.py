@@ -42,8 +42,9 @@ class Connection:
         return True
 
     def cut(self) -> None:
-        """End the connection: libzmq finds it closed by the other end."""
+        """End the connection: libzmq finds it closed by the other end, which is told at once, also in a full window."""
         with suppress(OSError), self._lent() as lent:
+            lent.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             lent.shutdown(socket.SHUT_RDWR)
 
     def _lent(self) -> socket.socket:
