@@ -6,6 +6,7 @@ changes it but a mask that passed every check of ``wire``.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
@@ -13,6 +14,7 @@ from statistics import median_low
 from dslth import wire
 from dslth.config import RunConfig, identity
 from dslth.errors import AddressError, JoinError, WrongRunError
+from dslth.events import Happening
 from dslth.learner import Learner
 from dslth.ledger import Ledger
 from dslth.masks import BitMask
@@ -29,8 +31,14 @@ ASK_SECONDS = 2.0
 """After how long a peer asks again for a mask that does not come; twice as long each time."""
 AHEAD = 8
 """Rounds that a neighbour's mask may be ahead and still be kept for later, besides those between checkpoints."""
+BEHIND = 1
+"""Rounds that a peer may be behind its neighbours without skipping any."""
+PROBATION = 8
+"""Rounds that pass, longer with each loss, until a lost neighbour whose masks are late is waited for once more."""
 EXTRA = 256
-"""Messages that a peer takes in at most once it has all masks of a round, so that a flood does not hold it."""
+"""Messages that a peer takes in at most once a round is over, so that a flood does not hold it."""
+STOPPED_SECONDS = 1.0
+"""A peer that looks up from waiting after longer than this was stopped, or its machine was."""
 LEAVE_SECONDS = 5.0
 """How long a peer that is done stays for neighbours that are not."""
 REFUSED_SECONDS = 5.0
@@ -90,6 +98,8 @@ class Neighbourhood:
         self._differs: dict[int, str] = {}
         self._told: set[int] = set()
         self._awaited: dict[int, int] = {}
+        self._gone: dict[int, int] = {}
+        self._losses: Counter[int] = Counter()
         self._heard: dict[int, int] = {}
         self._inbox: dict[int, dict[int, BitMask]] = {}
         self._newest: dict[int, tuple[int, BitMask]] = {}
@@ -121,23 +131,25 @@ class Neighbourhood:
         round_, start, decoded = self.round, time.monotonic(), self._ledger.spent("decode")
         limit = self._experiment.deadline
         deadline = start + (float("inf") if limit == "none" else limit)
-        ask, asks_at, extra = ASK_SECONDS, start + ASK_SECONDS, 0
+        ask, asks_at, extra, looked = ASK_SECONDS, start + ASK_SECONDS, 0, start
         while not self._stop.is_set():
             missing = self._missing(round_)
             now = time.monotonic()
-            if now >= deadline:
-                for neighbour in missing:
-                    self._lose(neighbour)
-                break
+            if now - looked > STOPPED_SECONDS:  # this process stood still, and its neighbours are not to blame
+                start, deadline, asks_at = (then + now - looked for then in (start, deadline, asks_at))
+            looked = now
             if missing and now >= asks_at:
                 asks_at, ask = now + 2 * ask, 2 * ask
                 for neighbour in missing:
                     self._say_hello(neighbour)
-            # with nobody missing, what is there already is taken in still: someone lost may have come back
-            delivery = self._transport.receive(min(deadline - now, asks_at - now, TICK) if missing else 0.0)
-            if not missing and (delivery is None or extra == EXTRA):
+            # with nothing more to wait for, what is there already is taken in still: someone lost may have come back
+            done = not missing or now >= deadline
+            delivery = self._transport.receive(0.0 if done else min(deadline - now, asks_at - now, TICK))
+            if done and (delivery is None or extra == EXTRA):
+                for neighbour in missing:
+                    self._lose(neighbour)
                 break
-            extra += not missing
+            extra += done
             self._take(delivery)
         self._ledger.waited(time.monotonic() - start - (self._ledger.spent("decode") - decoded))
         received = self._inbox.pop(round_, {})
@@ -162,18 +174,30 @@ class Neighbourhood:
     def _lose(self, neighbour: int) -> None:
         if self._experiment.mode == "sync":
             del self._awaited[neighbour]
-        self._ledger.notice("lost", self.round, neighbour)
+        if neighbour not in self._gone:
+            self._miss("lost", neighbour)
+
+    def _miss(self, what: Happening, neighbour: int) -> None:
+        self._gone[neighbour] = self.round
+        self._losses[neighbour] += 1
+        self._ledger.notice(what, self.round, neighbour)
+
+    def _await(self, neighbour: int, first: int) -> None:
+        """Wait for a neighbour's masks, from the round ``first`` on."""
+        self._awaited[neighbour] = first
+        if self._gone.pop(neighbour, None) is not None:
+            self._ledger.notice("back", self.round, neighbour)
 
     def catch_up(self) -> None:
         """Skip rounds where the neighbours that are there have gone on without this peer.
 
-        Neighbours in step are never more than a round ahead. The middle one counts: a liar cannot push further.
+        Who waits for this peer's mask is in its round or before. The middle one counts: a liar cannot push further.
         """
         if self.patient or self._experiment.mode == "async" or not self._experiment.algorithm.exchange:
             return
         heard = [round_ for n, round_ in self._heard.items() if n in self._transport.connected()]
         ahead = min(median_low(heard) + 1, self._experiment.rounds - 1) if heard else 0
-        if ahead > self.round + 2:
+        if ahead > self.round + 1 + BEHIND:  # less is made up by playing: the others wait for who is late
             self._ledger.notice("skipped", self.round, detail=f"to round {ahead}")
             self.round = ahead
             self._inbox = {round_: box for round_, box in self._inbox.items() if round_ >= ahead}
@@ -200,7 +224,9 @@ class Neighbourhood:
                 who, how = next(iter(self._differs.items()))
                 raise WrongRunError(f"peer {who} belongs to another run: {how}; start both from the same topology file")
             if now >= deadline:
-                if len(missing) < len(self.place.neighbours) and (resumed or self._experiment.mode != "sync"):
+                if resumed or (len(missing) < len(self.place.neighbours) and self._experiment.mode != "sync"):
+                    for neighbour in missing - self._awaited.keys():
+                        self._miss("lost", neighbour)
                     return
                 self._give_up(missing)
             self._take(self._transport.receive(min(deadline - now, TICK)))
@@ -301,7 +327,7 @@ class Neighbourhood:
                 self._accept_mask(header, payload)
             case Kind.BYE:
                 if self._awaited.pop(sender, None) is not None and header.round < self._experiment.rounds:
-                    self._ledger.notice("left", self.round, sender)
+                    self._miss("left", sender)
             case _:
                 raise Refused(Refusal.STRANGER)
 
@@ -318,10 +344,9 @@ class Neighbourhood:
         self._routes[sender] = delivery.route
         self._transport.identify(delivery.route, sender)
         self._follow(sender, self._greeted[sender].address)
-        if sender not in self._awaited:
-            if self.round:
-                self._ledger.notice("back", self.round, sender)
-            self._awaited[sender] = self.round if self.patient else self.round + bool(self.round)
+        # whoever is further behind skips rounds, and says by its first mask which is the next that it plays
+        if sender not in self._awaited and (self.patient or header.round >= self.round - BEHIND):
+            self._await(sender, self.round if self.patient else self.round + bool(self.round))
         held = self._incoming.held(sender)
         welcome = wire.hello(Kind.WELCOME, self.me, self.place.peer, self.round, held)
         if self._transport.answer(delivery.route, welcome):
@@ -339,7 +364,7 @@ class Neighbourhood:
             raise Refused(Refusal.WRONG_DENSITY)  # a device keeps its density within a run
         self._greeted[sender] = hello
         self._met.add((sender, Kind(header.kind)))
-        self._heard[sender] = header.round
+        self._heard[sender] = max(self._heard.get(sender, 0), header.round)  # what was queued for long comes late
 
     def _follow(self, neighbour: int, address: str) -> None:
         """Connect to a neighbour that listens elsewhere than it did."""
@@ -361,7 +386,7 @@ class Neighbourhood:
 
     def _accept_mask(self, header: wire.Header, payload: bytes) -> None:
         sender, loose = header.sender, self._experiment.mode == "async"
-        self._heard[sender] = max(self._heard[sender], header.round)
+        self._heard[sender] = max(self._heard.get(sender, 0), header.round)
         if header.round > self.round + self._ahead and not loose:
             raise Refused(Refusal.FUTURE)
         try:
@@ -383,14 +408,15 @@ class Neighbourhood:
     def _put(self, sender: int, round_: int, mask: BitMask) -> None:
         """Put a mask into the box of its round."""
         if round_ < self.round:  # too late, but the next one may build on it
+            if sender in self._gone and self.round >= self._gone[sender] + PROBATION * (self._losses[sender] - 1):
+                self._await(sender, self.round + 1)  # it is there, and never again in time unless it is waited for
             raise Refused(Refusal.STALE)
         box = self._inbox.setdefault(round_, {})
         if sender in box:
             raise Refused(Refusal.DUPLICATE)
         box[sender] = mask
-        if sender not in self._awaited:
-            self._ledger.notice("back", self.round, sender)
-            self._awaited[sender] = round_
+        if sender not in self._awaited or sender in self._gone:
+            self._await(sender, round_)
 
     def _ask_for_key_frame(self, sender: int) -> None:
         """Say hello as one that holds nothing; once a round, so that forged masks cannot make much of it."""
