@@ -24,7 +24,7 @@ from dslth.checkpoint import Checkpoints
 from dslth.deploy import cli as deploy_cli
 from dslth.deploy import place, ray, reports
 from dslth.deploy.collector import Collector
-from dslth.errors import DslthError, MissingFileError, OutputError
+from dslth.errors import ConfigError, DslthError, MissingFileError, OutputError
 from dslth.events import Event, Finished, Joined, RoundReport
 from dslth.keys_cli import CurveOption, InsecureOption, KeysOption
 from dslth.options import (
@@ -442,6 +442,10 @@ def _peer(
             metavar="ADDRESS", help="Listen here, as in tcp://0.0.0.0:47100 [default: the topology's address]."
         ),
     ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Tell neighbours that this peer is here, not where the topology says."),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(metavar="HOST[:PORT]", help="Where peers are, in place of the file's: peer-{id}:47100."),
@@ -479,7 +483,9 @@ def _peer(
     listen = listen or _bindable(addresses[peer])
     befall = faulty.parse(faults) if faults is not None else None
     neighbours = graph_of_peers.neighbours(peer)
-    nearby = [listen, *(addresses[neighbour] for neighbour in neighbours), *([reports_to] if reports_to else [])]
+    advertise = _full("--advertise", advertise) if advertise else None
+    others = [address for address in (advertise, reports_to) if address]
+    nearby = [listen, *(addresses[neighbour] for neighbour in neighbours), *others]
     how = keys_cli.secured(settings, topology_file, nearby, insecure=insecure, folder=keys_dir)
     options.look_at_data(settings, graph_of_peers)
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
@@ -512,6 +518,7 @@ def _peer(
                 faults=befall,
                 watch=watch,
                 join_timeout=join_timeout,
+                advertise=advertise or "",
             )
     summary = next(figures for figures in report.summarise(folder)["peers"] if figures["id"] == peer)
     if as_json:
@@ -547,6 +554,13 @@ def _has_finished(folder: RunFolder, peer: int, rounds: int) -> bool:
         last = folder.events().get(peer, [None])[-1]
         return isinstance(last, Finished) and last.rounds_completed >= rounds
     return False
+
+
+def _full(option: str, address: str) -> str:
+    try:
+        return config.full_address(address)
+    except ValueError as error:
+        raise ConfigError(f"{option} {address[:80]!r}: {error}") from None
 
 
 def _bindable(address: str) -> str:

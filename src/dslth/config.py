@@ -30,6 +30,7 @@ __all__ = [
     "PartitionConfig",
     "RunConfig",
     "data_folder",
+    "full_address",
     "identity",
     "keys_folder",
     "load",
@@ -170,8 +171,8 @@ def _host(host: str) -> str:
     return host
 
 
-def _address(address: str) -> str:
-    """Check an address and give it in full, as in ``tcp://10.0.0.7:47100``."""
+def full_address(address: str) -> str:
+    """Check an address and give it in full, as in ``tcp://10.0.0.7:47100``; ValueError where it is none."""
     scheme, _, rest = address.rpartition("://")
     host, _, port = rest.rpartition(":")
     if scheme not in ("", "tcp"):
@@ -195,7 +196,7 @@ class NetworkConfig(Settings):
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     base_port: Port = 47100
     port: Port | None = None
-    addresses: tuple[Annotated[str, AfterValidator(_address)], ...] | None = None
+    addresses: tuple[Annotated[str, AfterValidator(full_address)], ...] | None = None
     security: Literal["auto", "curve", "none"] = "auto"
     keys: Text | None = None
 
