@@ -373,3 +373,43 @@ def test_a_collector_that_was_ended_goes_on_where_it_was(commands, topology_file
 
     assert collect([0, 1], stop_after=2) == ([0, 1], True)
     assert collect([2], stop_after=None) == ([0, 1, 2], False)
+
+
+# --- Kubernetes -----------------------------------------------------------------------------------------------------
+
+
+def test_kubernetes_manifests_keep_to_the_published_schemas(commands):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the package's own way to find its schemas
+        import kubernetes_validate
+
+    done = commands.run("dslth", "k8s", "mesh10", "--image", "elsewhere/dslth:1")
+    assert done.returncode == 0, done.stderr
+    documents = list(yaml.safe_load_all(done.stdout))
+    for document in documents:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    kinds = {document["kind"]: document for document in documents}
+    peers = kinds["StatefulSet"]
+    assert peers["spec"]["replicas"] == 10
+    assert peers["spec"]["serviceName"] in [d["metadata"]["name"] for d in documents if d["kind"] == "Service"]
+    labels = peers["spec"]["template"]["metadata"]["labels"]
+    assert peers["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    volumes = {v["name"] for v in peers["spec"]["template"]["spec"]["volumes"]}
+    volumes |= {claim["metadata"]["name"] for claim in peers["spec"]["volumeClaimTemplates"]}
+    mounts = {m["name"] for m in peers["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]}
+    assert mounts == volumes
+    broken = json.loads(json.dumps(peers))
+    broken["spec"]["replicas"] = "ten"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_topology_in_the_manifests_is_the_one_of_the_file(commands, tmp_path):
+    done = commands.run("dslth", "k8s", "mesh10")
+    held = next(d for d in yaml.safe_load_all(done.stdout) if d["kind"] == "ConfigMap")["data"]["topology.yaml"]
+    (tmp_path / "held.yaml").write_text(held)
+    held, shipped = config.load(tmp_path / "held.yaml"), config.load("mesh10")
+    assert held.experiment == shipped.experiment
+    assert len(held.graph.edges) == 45

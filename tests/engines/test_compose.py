@@ -9,6 +9,9 @@ import pytest
 
 from containers import IMAGE, ROOT, Project, digests, sh, wait_for
 
+HELD = "grep -hE '^(total_rss|anon) ' /sys/fs/cgroup/memory/memory.stat /sys/fs/cgroup/memory.stat 2>/dev/null"
+"""Anonymous memory of a container, in cgroups of version 1 or 2."""
+
 
 @pytest.fixture
 def shipped(compose, image):
@@ -49,9 +52,9 @@ def test_containers_are_small_unprivileged_and_asked_how_they_are(shipped):
     peers = [f"peer-{i}" for i in range(10)]
     wait_for(lambda: all(shipped.round(i) >= 1 for i in range(10)))
     for peer in peers:
-        stats = sh("docker", "stats", "--no-stream", "--format", "{{json .}}", shipped.container(peer)).stdout
-        used = json.loads(stats)["MemUsage"].partition("MiB")[0]
-        assert float(used) * 1.048576 < 200, stats
+        # what its processes hold: docker stats adds the kernel's own and the file cache, which is shared and given back
+        held = sh("docker", "exec", shipped.container(peer), "sh", "-c", HELD).stdout.split()
+        assert int(held[-1]) < 200e6, held
     user = sh("docker", "exec", shipped.container("peer-3"), "id", "-u").stdout.strip()
     assert user == "10001"
     size = json.loads(sh("docker", "image", "inspect", IMAGE).stdout)[0]["Size"]
@@ -67,8 +70,8 @@ def test_containers_are_small_unprivileged_and_asked_how_they_are(shipped):
 def test_sigterm_ends_a_peer_with_its_checkpoint_written(shipped):
     shipped("up", "-d")
     wait_for(lambda: shipped.round(4) >= 1)
-    sh("docker", "stop", "-t", 2, shipped.container("peer-4"))
-    assert shipped.inspect("peer-4")["State"]["ExitCode"] == 130  # 137: killed after the two seconds
+    sh("docker", "stop", "-t", 5, shipped.container("peer-4"))
+    assert shipped.inspect("peer-4")["State"]["ExitCode"] == 130  # 137: killed when its time was up
     copied = subprocess.run(
         ["docker", "cp", f"{shipped.container('peer-4')}:/state/checkpoints/peer-4", "-"],
         capture_output=True,

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from dslth.deploy.compose import compose
+from dslth.deploy.k8s import manifests
 from dslth.options import DebugOption, read
 
 __all__ = ["register"]
@@ -19,6 +20,7 @@ MemoryOption = Annotated[str, typer.Option(metavar="SIZE", help="Memory limit of
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
     app.command("compose")(_compose)
+    app.command("k8s")(_k8s)
 
 
 def _compose(
@@ -28,3 +30,15 @@ def _compose(
     settings, graph = read(file)
     settings.check_peers(graph.peers)
     print(compose(file, graph.peers, memory=memory, image=image), end="")  # noqa: T201
+
+
+def _k8s(
+    file: FileArgument,
+    image: Annotated[str, typer.Option(help="Image of the pods, where the cluster finds it.")] = "dslth",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory limit of a pod, as in 512Mi.")] = "256Mi",
+    debug: DebugOption = False,
+) -> None:
+    """Print Kubernetes manifests: a StatefulSet of peers, and a Job that collects their reports."""
+    settings, graph = read(file)
+    settings.check_peers(graph.peers)
+    print(manifests(file, settings, graph, image=image, memory=memory), end="")  # noqa: T201

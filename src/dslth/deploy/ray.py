@@ -121,9 +121,12 @@ class RayWorkers:
             self._start(peer)
 
     def _start(self, peer: int) -> None:
+        nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
+        strategies = self._ray.util.scheduling_strategies
+        place = strategies.NodeAffinitySchedulingStrategy(nodes[peer % len(nodes)], soft=True)
         # no share of a node's processors is booked: peers of a node that is lost must find room elsewhere
-        place = {"num_cpus": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-        self._actors[peer] = self._ray.remote(_Peer).options(**place).remote(peer, self._settings)
+        actor = self._ray.remote(_Peer).options(num_cpus=0, scheduling_strategy=place)
+        self._actors[peer] = actor.remote(peer, self._settings)
         self._asked[self._actors[peer].address.remote()] = peer
 
     def restart(self, peer: int) -> None:

@@ -28,7 +28,7 @@ WAITING = 16
 """Reports of one peer that wait to be read at most; the others wait with the peer."""
 KEPT = 1_000
 """Reports that a peer keeps while nobody takes them."""
-LINGER_MS = 2_000
+LINGER_MS = 1_000
 
 
 def collector_keys(
