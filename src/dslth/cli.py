@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from dslth import __version__, config, keys, keys_cli, launcher, options, report, topology
+from dslth import __version__, config, keys, keys_cli, launcher, options, report, timeline, topology
 from dslth.bench.cli import bench_app
 from dslth.checkpoint import Checkpoints
 from dslth.deploy import cli as deploy_cli
@@ -300,6 +300,8 @@ def _live(table: report.LiveTable, quiet: bool) -> Iterator[Callable[[Event], No
 def _show(folder: RunFolder, summary: dict[str, Any]) -> None:
     out.print(report.peer_table(folder, summary))
     out.print(report.totals(summary))
+    if (happened := timeline.show(summary, folder.launched())) is not None:
+        out.print(happened)
 
 
 @app.command()

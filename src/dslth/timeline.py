@@ -1,0 +1,99 @@
+"""What happened to whom, when: a picture with a row a peer, and a table."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dslth.tables import new_table, shortened
+
+__all__ = ["MARKS", "Mark", "marks", "picture", "show"]
+
+MARKS = {
+    "lost": "l",
+    "back": "b",
+    "left": "v",
+    "moved": "m",
+    "resumed": "r",
+    "skipped": "s",
+    "unsaved": "u",
+    "diverged": "d",
+    "died": "x",
+    "restarted": "^",
+    "gave-up": "!",
+    "finished": "|",
+}
+"""The letter of each happening in the picture."""
+WIDTH = 70
+MOST_ROWS = 40
+OF_A_NEIGHBOUR = ("lost", "back", "left", "moved")
+
+
+class Mark(NamedTuple):
+    """Something that happened to a peer, some seconds after the start; ``sign`` is one character."""
+
+    peer: int
+    seconds: float
+    sign: str
+
+
+def marks(happenings: Iterable[Mapping[str, Any]], start: float) -> list[Mark]:
+    """Give the marks of a summary's happenings, each in the row of the peer that it happened to."""
+    return [Mark(_whom(said), said["time"] - start, MARKS[said["what"]]) for said in happenings]
+
+
+def _whom(said: Mapping[str, Any]) -> int:
+    whom: int = said["neighbour"] if said["what"] in OF_A_NEIGHBOUR else said["peer"]
+    return whom
+
+
+def picture(peers: Iterable[int], happened: Iterable[Mark], seconds: float) -> str:
+    """Draw a row a peer, time from left to right; marks that fall together stand beside each other, or give way."""
+    rows = {peer: ["·"] * WIDTH for peer in peers}
+    for peer, at, sign in sorted(happened, key=lambda mark: mark.seconds):
+        first = min(WIDTH - 1, max(0, int(at / max(seconds, 1e-9) * WIDTH)))
+        row = rows.get(peer, [])
+        free = next((i for i in range(first, len(row)) if row[i] in ("·", sign)), None)
+        if free is not None:
+            row[free] = sign
+    scale = f"0 s{f'{seconds:.1f} s':>{WIDTH - 3}}"
+    return "\n".join([*(f"{peer:>5} {''.join(row)}" for peer, row in rows.items()), f"{'':5} {scale}"])
+
+
+def legend(signs: Iterable[str]) -> str:
+    """Say what the marks of a picture mean."""
+    seen = set(signs)
+    return ", ".join(f"{sign} {what}" for what, sign in MARKS.items() if sign in seen)
+
+
+def show(summary: Mapping[str, Any], start: float | None) -> RenderableType | None:
+    """Show a run's happenings; None where there were none."""
+    happenings: Sequence[Mapping[str, Any]] = summary["happenings"]
+    if not happenings:
+        return None
+    begin = happenings[0]["time"] if start is None else start
+    drawn = marks(happenings, begin)
+    seconds = max(summary["seconds"], *(mark.seconds for mark in drawn), 0.0)
+    lines = picture([peer["id"] for peer in summary["peers"]], drawn, seconds)
+    return Group(
+        Text("\nwhat happened", style="bold"),
+        Text(lines, no_wrap=True),
+        Text(legend(mark.sign for mark in drawn), style="dim italic"),
+        _table(happenings, begin),
+    )
+
+
+def _table(happenings: Sequence[Mapping[str, Any]], start: float) -> Table:
+    table = new_table("", "seconds", "peer", "round", "what", "detail")
+    for column in table.columns[3:]:
+        column.justify = "left"
+    table.columns[4].no_wrap, table.columns[4].overflow = False, "fold"
+    for said in happenings[:MOST_ROWS]:
+        what = said["what"] if said["neighbour"] is None else f"{said['what']} {said['neighbour']}"
+        detail = shortened(said["detail"], 200)
+        table.add_row(f"{said['time'] - start:.1f}", str(said["peer"]), str(said["round"]), what, detail)
+    if len(happenings) > MOST_ROWS:
+        table.add_row("", "", "", "…", f"and {len(happenings) - MOST_ROWS} more; --json has all")
+    return table
