@@ -401,7 +401,7 @@ def test_a_neighbour_with_all_that_may_wait_for_a_busy_peer_is_not_cut_off(trans
     a.connect(1, address)
     while a.send(1, [bytes(64), bytes(LARGEST)]) or not a.connected():
         pass
-    (accepted,) = b._guard._open.values()
+    (accepted,) = wait_for(lambda: list(b._guard._open.values()))
     wait_for(lambda: accepted.connection.taken > zeromq.QUEUE * LARGEST)
     with stranger(address) as raw:
         pour(raw, 1 << 28)
