@@ -48,7 +48,9 @@ def test_ten_actors_on_two_nodes_learn_the_masks_of_a_local_run(cluster, process
     line = ["run", "-t", "mesh10", "--engine", "ray", "--address", cluster.address, "--join-timeout", 180, "--json"]
     run = processes(DSLTH, *line, "--out", tmp_path / "run")
     wait_for(lambda: rounds(tmp_path / "run", 0) >= 1 or run.poll() is not None)
-    assert [len(peers_of(node)) for node in nodes(cluster)] == [5, 5]
+    spread = [len(peers_of(node)) for node in nodes(cluster)]  # a node that is slow to start may be spared some
+    assert sum(spread) == 10
+    assert min(spread) >= 2
     summary = ended(run)
     assert digests(summary) == local_mesh
     assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
@@ -64,11 +66,12 @@ def test_peers_of_a_lost_node_go_on_elsewhere_from_their_checkpoints(cluster, pr
     run = processes(DSLTH, *line, "--out", tmp_path / "run")
     wait_for(lambda: all(rounds(tmp_path / "run", peer) >= 6 for peer in range(4)) or run.poll() is not None)
     lost = cluster.worker_nodes and next(iter(cluster.worker_nodes))
-    assert len(peers_of(lost)) == 2
+    there = len(peers_of(lost))
+    assert there in (1, 2, 3)
     cluster.remove_node(lost, allow_graceful=False)
     summary = ended(run)
     happened = {what: {e["peer"] for e in summary["happenings"] if e["what"] == what} for what in ("died", "restarted")}
-    assert len(happened["died"]) == 2
+    assert len(happened["died"]) == there
     assert happened["died"] == happened["restarted"]
     assert {e["peer"] for e in summary["happenings"] if e["what"] == "resumed"} == happened["died"]
     assert [peer["rounds_completed"] for peer in summary["peers"]] == [400] * 4

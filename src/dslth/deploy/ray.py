@@ -9,9 +9,10 @@ import logging
 import os
 import queue
 import socket
+import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from dslth.runfolder import RunFolder
 __all__ = ["RayWorkers", "placed"]
 
 TICK = 0.2
+CONNECT_SECONDS = 10.0
 
 
 class _Peer:
@@ -111,6 +113,8 @@ class RayWorkers:
     def __init__(self, settings: Settings, cluster: str | None = None) -> None:
         folder = RunFolder(settings.folder.path.resolve())  # actors work elsewhere
         self._settings, self.met = replace(settings, folder=folder), False
+        self._words = redirect_stdout(sys.stderr)  # Ray tells of lost nodes where the figures go
+        self._words.__enter__()
         self._ray = _ray(cluster)
         self._actors: dict[int, Any] = {}
         self._book: dict[int, str] = {}
@@ -121,7 +125,7 @@ class RayWorkers:
             self._start(peer)
 
     def _start(self, peer: int) -> None:
-        nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
+        nodes = sorted(node["NodeID"] for node in self._ray.nodes() if node["Alive"])
         strategies = self._ray.util.scheduling_strategies
         place = strategies.NodeAffinitySchedulingStrategy(nodes[peer % len(nodes)], soft=True)
         # no share of a node's processors is booked: peers of a node that is lost must find room elsewhere
@@ -186,6 +190,7 @@ class RayWorkers:
     def end(self) -> None:
         """Let the cluster go, and with it all actors of this run."""
         self._ray.shutdown()
+        self._words.__exit__(None, None, None)
 
     def failures(self) -> dict[int, Failure]:
         """Give the peers that failed, and why."""
@@ -199,7 +204,10 @@ def _ray(cluster: str | None) -> Any:
     except ImportError:
         raise ConfigError("--engine ray needs Ray: pip install 'dslth[ray]'") from None
     try:
+        host, colon, port = (cluster or "").rpartition(":")
+        if colon and "/" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"--address {cluster}: no Ray cluster answers ({str(error).splitlines()[0]})") from None
     return ray
