@@ -304,7 +304,8 @@ def test_a_collector_waits_for_a_peer_that_comes_back_and_gives_up_on_one_that_d
     collector, peers, _ = collected(
         commands, topology_file, tmp_path, "--patience", "8", rounds=4000, deadline=1, checkpoint_every=1
     )
-    while not (tmp_path / "all/peers/peer-2.jsonl").exists():
+    reports = [tmp_path / f"all/peers/peer-{peer}.jsonl" for peer in range(3)]
+    while not all(file.exists() and '"event":"round"' in file.read_text() for file in reports):
         assert collector.poll() is None
         time.sleep(0.05)
     for peer in peers:

@@ -216,8 +216,13 @@ class Neighbourhood:
             patience = min(patience, self._experiment.deadline)
         deadline = time.monotonic() + (float("inf") if resumed and self.patient else patience)
         refused_until = float("inf")
+        ask, asks_at = ASK_SECONDS, time.monotonic() + ASK_SECONDS
         while (missing := self._unmet()) and not self._stop.is_set():
             now = time.monotonic()
+            if now >= asks_at:  # a hello, or its welcome, may have been lost
+                asks_at, ask = now + 2 * ask, 2 * ask
+                for neighbour in missing & self._transport.connected():
+                    self._say_hello(neighbour)
             if self._differs:
                 refused_until = min(refused_until, now + REFUSED_SECONDS)
             if now >= refused_until or (self._differs and missing <= self._differs.keys() & self._told):
