@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -332,9 +332,10 @@ class _Processes:
         self._reports = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
         self._server = multiprocessing.get_context("forkserver")
         self._server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
-        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server loads torch: Ctrl-C must not cut into that
+        resource_tracker.ensure_running()  # by itself, because starting it lets signals through
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: nothing cuts into its imports
         forkserver.ensure_running()
-        signal.signal(signal.SIGINT, ours)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ctrl-C of the meantime is not lost
         self._failures: dict[int, Failure] = {}
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, BaseProcess] = {}
