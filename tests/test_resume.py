@@ -67,7 +67,7 @@ def test_peers_that_are_killed_at_any_moment_change_no_mask(commands, patient, u
     chance = Stream(4, "kills")
     run = start(commands, patient(), out := tmp_path / "run")
     victims = []
-    for round_ in (2, 14, 26):
+    for round_ in (5, 14, 26):
         at_round(out, round_)
         time.sleep(float(chance.uniform(1)[0]) / 20)  # anywhere in a round
         peer = int(chance.choice(PEERS, 1)[0])
