@@ -6,8 +6,9 @@ import signal
 import threading
 from functools import partial
 
-from dslth import config, launcher, topology
+from dslth import config, topology
 from dslth.bench import relay
+from dslth.events import parse
 from dslth.report import summarise
 from dslth.runfolder import RunFolder
 from live import rounds, wait_for
@@ -29,7 +30,7 @@ class Disturbed:
 
     def _port(self, peer):
         found = relay.whereabouts(self.folder, peer)
-        return found[1] if found else None
+        return found.port if found else None
 
     def start(self, *peers, listen=LOCAL, **options):
         for peer in peers or range(self.graph.peers):
@@ -43,21 +44,24 @@ class Disturbed:
         if number == signal.SIGKILL:
             self.processes[peer].join()
 
+    def _text(self, peer):
+        file = self.folder.reports(peer)
+        return file.read_text() if file.exists() else ""
+
     def events(self, peer):
-        try:
-            return self.folder.events().get(peer, ())
-        except launcher.MissingFileError:
-            return ()
+        return [event for line in self._text(peer).splitlines() if (event := parse(line))]
 
     def rounds(self, peer):
         return rounds(self.events(peer))
 
     def noticed(self, peer):
-        return [(e.what, e.neighbour) for e in self.events(peer) if e.event == "noticed"]
+        said = (parse(line) for line in self._text(peer).splitlines() if '"noticed"' in line)
+        return [(event.what, event.neighbour) for event in said if event]
 
     def at_round(self, round_, *peers):
-        """Wait until these peers, or all, have played so many rounds."""
-        wait_for(lambda: all(len(self.rounds(peer)) >= round_ for peer in peers or range(self.graph.peers)))
+        """Wait until these peers, or all, have reported so many rounds."""
+        who = peers or range(self.graph.peers)
+        wait_for(lambda: all(self._text(peer).count('"event":"round"') >= round_ for peer in who))
 
     def notices(self, peer, what, neighbour):
         """Wait until a peer says something of a neighbour."""
@@ -82,4 +86,4 @@ def _be(peer, run, graph, folder, ports, listen, options):
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     be = partial(relay.behind_relays, ports=ports, meet=lambda address: [""] * graph.peers)
-    be(peer, run, graph, folder, stop, listen=listen, join_timeout=60, **options)
+    be(peer, run, graph, folder, stop, listen=listen, **{"join_timeout": 60} | options)

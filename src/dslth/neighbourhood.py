@@ -104,7 +104,7 @@ class Neighbourhood:
         self._inbox: dict[int, dict[int, BitMask]] = {}
         self._newest: dict[int, tuple[int, BitMask]] = {}
         self._asked: set[tuple[int, int]] = set()
-        self._connected = self._leaving = False
+        self._connected = self._begun = self._leaving = False
 
     @property
     def sent(self) -> tuple[tuple[int, BitMask], ...]:
@@ -193,8 +193,9 @@ class Neighbourhood:
 
         Who waits for this peer's mask is in its round or before. The middle one counts: a liar cannot push further.
         """
-        if self.patient or self._experiment.mode == "async" or not self._experiment.algorithm.exchange:
-            return
+        loose, begun, self._begun = self._experiment.mode == "async", self._begun, True
+        if self.patient or (loose and begun) or not self._experiment.algorithm.exchange:
+            return  # in async mode everybody has a pace of its own, once it is there
         heard = [round_ for n, round_ in self._heard.items() if n in self._transport.connected()]
         ahead = min(median_low(heard) + 1, self._experiment.rounds - 1) if heard else 0
         if ahead > self.round + 1 + BEHIND:  # less is made up by playing: the others wait for who is late
@@ -350,7 +351,8 @@ class Neighbourhood:
         self._transport.identify(delivery.route, sender)
         self._follow(sender, self._greeted[sender].address)
         # whoever is further behind skips rounds, and says by its first mask which is the next that it plays
-        if sender not in self._awaited and (self.patient or header.round >= self.round - BEHIND):
+        near = header.round >= self.round - BEHIND or self._experiment.mode == "async"
+        if sender not in self._awaited and (self.patient or near):
             self._await(sender, self.round if self.patient else self.round + bool(self.round))
         held = self._incoming.held(sender)
         welcome = wire.hello(Kind.WELCOME, self.me, self.place.peer, self.round, held)

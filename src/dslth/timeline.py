@@ -9,7 +9,7 @@ from rich.text import Text
 
 from dslth.tables import new_table, shortened
 
-__all__ = ["MARKS", "Mark", "marks", "picture", "show"]
+__all__ = ["MARKS", "Mark", "legend", "marks", "picture", "show"]
 
 MARKS = {
     "lost": "l",

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from dslth import launcher, options
+from dslth.bench import faults_cli
 from dslth.options import (
     DataDirOption,
     DebugOption,
@@ -25,7 +26,10 @@ from dslth.options import (
 
 __all__ = ["bench_app"]
 
-bench_app = typer.Typer(help="Measure: communication cost, codecs.", no_args_is_help=True, **options.STYLE)
+bench_app = typer.Typer(help="Measure: communication cost, codecs, faults.", no_args_is_help=True, **options.STYLE)
+
+
+faults_cli.register(bench_app)
 
 
 @bench_app.callback()

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import psutil
 
 from dslth import events
 from dslth.config import RunConfig
@@ -15,13 +17,21 @@ from dslth.launcher import run_one
 from dslth.runfolder import RunFolder
 from dslth.topology import Topology
 
-__all__ = ["Edge", "Relays", "across", "behind_relays", "directed", "whereabouts"]
+__all__ = ["Edge", "Relays", "Whereabouts", "across", "behind_relays", "directed", "whereabouts"]
 
 T = TypeVar("T")
 Edge = tuple[int, int]
 """From the peer that connects to the peer that listens."""
 HOST = "127.0.0.1"
 CHUNK = 1 << 14
+
+
+class Whereabouts(NamedTuple):
+    """A peer's process, when that was started (Unix time), and the port that it listens on."""
+
+    pid: int
+    born: float
+    port: int
 
 
 class Relays:
@@ -173,7 +183,8 @@ def behind_relays(
         note = _note(folder, peer)
         note.parent.mkdir(parents=True, exist_ok=True)
         part = note.with_suffix(".part")
-        part.write_text(json.dumps([os.getpid(), int(address.rpartition(":")[2])]), encoding="utf-8")
+        me = Whereabouts(os.getpid(), psutil.Process().create_time(), int(address.rpartition(":")[2]))
+        part.write_text(json.dumps(me), encoding="utf-8")
         os.replace(part, note)
         addresses = list(meet(address))
         for neighbour in topology.neighbours(peer):
@@ -183,13 +194,12 @@ def behind_relays(
     return run_one(peer, run, topology, folder, stop, meet=through_relays, **options)
 
 
-def whereabouts(folder: RunFolder, peer: int) -> tuple[int, int] | None:
-    """Give process id and port of a peer behind relays; None where it has not come up yet."""
+def whereabouts(folder: RunFolder, peer: int) -> Whereabouts | None:
+    """Give where a peer behind relays is; None where it has not come up yet."""
     try:
-        pid, port = json.loads(_note(folder, peer).read_text(encoding="utf-8"))
+        return Whereabouts(*json.loads(_note(folder, peer).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    return pid, port
 
 
 def _note(folder: RunFolder, peer: int) -> Path:

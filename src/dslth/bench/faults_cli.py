@@ -1,0 +1,136 @@
+"""``dslth bench chaos``, ``resume``, ``soak`` and ``fuzz``: the command line of what tries to break runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dslth import options
+from dslth.errors import ConfigError, DslthError
+from dslth.options import (
+    DataDirOption,
+    DebugOption,
+    JsonOption,
+    OutOption,
+    RoundsOption,
+    SeedOption,
+    TopologyOption,
+    err,
+)
+from dslth.runfolder import RunFolder
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``dslth bench``."""
+    for command in (chaos, resume):
+        app.command()(command)
+
+
+def chaos(
+    topology_file: TopologyOption = "chaos10",
+    rounds: RoundsOption = None,
+    seed: SeedOption = 1,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="A fault so often, more or less.")] = 3.0,
+    data_dir: DataDirOption = None,
+    out_dir: OutOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Kill, stop and cut off peers of a run every few seconds, and compare with the same run undisturbed.
+
+    Writes chaos.json, chaos.csv and chaos.png. Ends with 1 where a peer does not end, waits longer than the deadline,
+    does not come back, or where mean personal accuracy is more than one point below the undisturbed run's.
+    """
+    settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
+    if settings.experiment.mode != "sync" or settings.experiment.deadline == "none":
+        raise ConfigError(f"chaos wants mode sync and a deadline in seconds; change {topology_file}")
+    options.look_at_data(settings, graph)
+
+    from dslth.bench import chaos as measured  # torch is heavy: only who measures loads it
+    from dslth.bench import chaos_show as shown
+    from dslth.launcher import run_local
+
+    folder = options.new_folder(out_dir, f"bench-chaos-{Path(topology_file).stem}").path
+    quiet = run_local(settings, graph, RunFolder(folder / "undisturbed"))
+    _go_on(quiet)
+    undisturbed = measured.measure("undisturbed", settings, quiet)
+    _say(f"undisturbed: {undisturbed.seconds:.1f} s")
+    faults = measured.schedule(settings.experiment.seed, graph, every, float(settings.experiment.deadline))
+    outcome, injected = measured.disturbed(settings, graph, RunFolder(folder / "disturbed"), faults)
+    _go_on(outcome)
+    disturbed = measured.measure("disturbed", settings, outcome, injected)
+    conditions = measured.verdict(settings, undisturbed, disturbed)
+    record = measured.record([undisturbed, disturbed], injected, conditions, settings)
+    shown.write(folder, record, [undisturbed, disturbed])
+    drawn = shown.drawing(outcome, injected)
+    if not shown.plot(folder, outcome, drawn):
+        err.print("note: no plot, it needs matplotlib: pip install 'dslth[plot]'", highlight=False)
+    if as_json:
+        print(json.dumps(record))  # noqa: T201
+    else:
+        out = Console()
+        for part in shown.parts(drawn, [undisturbed, disturbed], float(settings.experiment.deadline)):
+            out.print(part)
+        out.print(f"written into {folder}", highlight=False)
+    _judge("chaos", conditions)
+
+
+def resume(
+    topology_file: TopologyOption = "chaos10",
+    rounds: RoundsOption = 60,
+    seed: SeedOption = 1,
+    kills: Annotated[int, typer.Option(min=1, help="Runs of which a peer is killed.")] = 20,
+    whole: Annotated[int, typer.Option(min=0, help="Runs that are killed as a whole and resumed.")] = 5,
+    data_dir: DataDirOption = None,
+    out_dir: OutOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Kill peers, and whole runs, at random moments, and compare the masks with those of the undisturbed run.
+
+    Peers wait for each other without a deadline. Writes resume.json; ends with 1 where a mask differs.
+    """
+    settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
+    experiment = settings.experiment.model_copy(update={"mode": "sync", "deadline": "none"})
+    settings = settings.model_copy(update={"experiment": experiment})
+    if not experiment.checkpoint_every:
+        raise ConfigError("without checkpoints nothing is resumed; set experiment.checkpoint_every")
+    options.look_at_data(settings, graph)
+
+    from dslth.bench import resume as measured
+
+    folder = options.new_folder(out_dir, f"bench-resume-{Path(topology_file).stem}").path
+    trials = []
+    for trial in measured.trials(settings, graph, folder, kills, whole):
+        trials.append(trial)
+        _say(str(trial))
+    record = {"settings": settings.model_dump(mode="json"), "trials": [trial.record() for trial in trials]}
+    (folder / "resume.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    same = sum(trial.same for trial in trials)
+    if as_json:
+        print(json.dumps(record))  # noqa: T201
+    else:
+        Console().print(f"{same} of {len(trials)} runs ended with the undisturbed run's masks; see {folder}")
+    _judge("resume", {"all masks are those of the undisturbed run": same == len(trials)})
+
+
+def _go_on(outcome: Any) -> None:
+    """End here where a run was interrupted, or did not get as far as a report."""
+    if outcome.interrupted:
+        raise typer.Exit(130)
+    if not outcome.summary:
+        raise outcome.failure or DslthError("the run left no reports")
+
+
+def _judge(what: str, conditions: dict[str, bool]) -> None:
+    failed = [name for name, holds in conditions.items() if not holds]
+    if failed:
+        raise DslthError(f"{what}: it is not so that {', and that '.join(failed)}")
+
+
+def _say(line: str) -> None:
+    err.print(line, highlight=False)
