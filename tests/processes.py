@@ -1,6 +1,7 @@
 """dslth's commands as real processes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,5 +41,5 @@ class Commands:
     def end(self):
         for process in self.started:
             if process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # its peers too: they hold the pipes that are read here
             process.communicate()

@@ -1,0 +1,348 @@
+"""The command line: Ctrl-C at any moment, misspelt commands, damaged run folders, full disks, narrow terminals."""
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from dslth import config, report, topology
+from dslth.errors import MissingFileError
+from dslth.events import Joined, LinkStats, RoundReport
+from dslth.launcher import run_local
+from dslth.runfolder import RunFolder
+from dslth.tables import Fitted
+from processes import ENV
+
+PROPERTY = settings(max_examples=60, deadline=None, database=None)
+
+
+def wait_for(condition, seconds=60):
+    """Poll a condition; a test that waits for ever fails."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def one_line(done, code):
+    assert done.returncode == code, (done.returncode, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("dslth: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """Three peers, two rounds, in memory."""
+    folder = tmp_path_factory.mktemp("recorded")
+    file = folder / "small.yaml"
+    file.write_text("graph: {kind: ring, peers: 3}\nexperiment: {rounds: 2, model: {name: mlp}}\n")
+    run = config.load(file)
+    run_local(run, topology.build(run.graph, 1), RunFolder(folder / "run"), transport="memory")
+    return folder / "run"
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+INTERRUPTED_IN = """
+import os, signal, sys
+def at(event, arguments):
+    if event == "import" and arguments[0] == {module!r}:
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(at)
+sys.argv[0] = "dslth"
+from dslth.__main__ import {command}
+{command}()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("dslth.cli", ["--version"]),
+        ("typer", ["--version"]),
+        ("rich.console", ["--version"]),
+        ("numpy", ["--version"]),
+        ("pydantic", ["run", "--nonsense"]),
+        ("zmq", ["inspect", "nowhere"]),
+        ("yaml", ["topology", "show", "ring"]),
+        ("torch", ["bench", "comm"]),
+        ("constriction", ["bench", "codec"]),
+        ("networkx", ["--id", "0", "-t", "ring"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_ctrl_c_in_the_midst_of_an_import_ends_the_command_without_a_word(module, line, tmp_path):
+    code = INTERRUPTED_IN.format(module=module, command="peer_main" if line[0] == "--id" else "main")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line],
+        cwd=tmp_path,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_while_peers_are_started_ends_them_all(commands, topology_file):
+    process = commands.start("dslth", "run", "-t", topology_file(rounds=100_000), "--out", "run")
+    wait_for(lambda: psutil.Process(process.pid).children())
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert wait_for(lambda: not [p for p in psutil.process_iter() if _session(p.pid) == process.pid]) is True
+
+
+def _session(pid):
+    with suppress(ProcessLookupError, PermissionError):
+        return os.getsid(pid)
+    return None
+
+
+def test_an_interrupted_benchmark_keeps_the_rows_that_are_done(commands, topology_file, tmp_path):
+    rows = "mce-auto,mce-alone,sgd-alone,dpsgd"
+    process = commands.start("dslth", "bench", "comm", "-t", topology_file(), "--rows", rows, "--out", "out")
+    assert process.stderr.readline().startswith("mce-auto: personal accuracy")
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130, stderr
+    assert stderr.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
+    kept = json.loads((tmp_path / "out/comm.json").read_text())["rows"]
+    assert 1 <= len(kept) < 4
+    assert "mce-auto" in stdout
+    assert (tmp_path / "out/bits.png").exists()
+
+
+# --- what was typed wrong -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("run --nonsense", ["--nonsense", "dslth run --help"]),
+        ("run", ["--topology", "dslth run --help"]),
+        ("run -t", ["-t", "--help"]),
+        ("run -t ring --rounds many", ["--rounds", "integer", "dslth run --help"]),
+        ("run -t ring --rounds 0", ["--rounds", "dslth run --help"]),
+        ("run -t ring --preset nonsense", ["--preset", "nonsense", "signed", "mce-pl"]),
+        ("run -t ring --codec zip", ["--codec", "zip", "auto", "bitpack"]),
+        ("run -t ring again", ["again", "dslth run --help"]),
+        ("runn", ["runn", "run", "dslth --help"]),
+        ("inspect", ["RUN", "dslth inspect --help"]),
+        ("topology draw", ["draw", "dslth topology --help"]),
+        ("bench comm --preset nonsense", ["--preset", "nonsense", "signed", "mce-pl", "dslth bench comm --help"]),
+        ("bench codec --weights 3", ["--weights", "1000"]),
+    ],
+)
+def test_a_misspelt_command_line_is_one_line_that_says_what_to_type(commands, line, words):
+    done = commands.run("dslth", *line.split())
+    said = one_line(done, 2)
+    assert all(word in said for word in words), said
+    assert done.stdout == ""
+
+
+def test_a_misspelt_peer_is_one_line_too(commands):
+    assert "--id" in one_line(commands.run("dslth-peer", "--id", "first", "-t", "ring"), 2)
+
+
+@pytest.mark.parametrize("line", ["", "topology", "bench"])
+def test_a_command_that_wants_another_word_shows_its_help(commands, line):
+    done = commands.run("dslth", *line.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Usage: dslth {line}".rstrip())
+    assert "Commands:" in done.stderr
+
+
+# --- damaged run folders --------------------------------------------------------------------------------------------
+
+
+def damaged_copy(run_folder, folder):
+    """Copy what inspect reads."""
+    (folder / "peers").mkdir(parents=True, exist_ok=True)
+    for file in run_folder.glob("peers/*.jsonl"):
+        (folder / "peers" / file.name).write_bytes(file.read_bytes())
+    (folder / "manifest.json").write_bytes((run_folder / "manifest.json").read_bytes())
+    return RunFolder(folder)
+
+
+def shown(*tables, width=80):
+    text = io.StringIO()
+    console = Console(file=text, width=width)
+    for table in tables:
+        console.print(table)
+    return text.getvalue()
+
+
+def everything(folder, width=80):
+    summary = report.summarise(folder)
+    tables = report.peer_table(folder, summary), report.totals(summary)
+    return shown(*tables, report.phase_table(folder), report.edge_table(folder), width=width)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *[b"", b"[]", b"[[1, 2]]", b'"text"', b"17", b"null", b"\xff\xfe", 100_000 * b"["],
+        *[b'{"launched": "noon"}', b'{"launched": true}', b'{"launched": null}', b'{"launched": [1]}'],
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_a_manifest_that_says_nothing_costs_no_more_than_that(run_folder, tmp_path, manifest):
+    folder = damaged_copy(run_folder, tmp_path / "run")
+    (folder.path / "manifest.json").write_bytes(manifest)
+    whole = report.summarise(RunFolder(run_folder))
+    found = report.summarise(folder)
+    assert found["peers"] == whole["peers"]
+    assert found["seconds"] <= whole["seconds"]
+    assert "personal accuracy" in everything(folder)
+
+
+def test_lines_that_are_no_reports_are_skipped(run_folder, tmp_path, commands):
+    folder = damaged_copy(run_folder, tmp_path / "run")
+    file = folder.reports(1)
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[1:1] = [b"\xff\xfe garbage\n", b"\n", b'{"event": "round"}\n', b"[1]\n", lines[1][:40] + b"\n"]
+    file.write_bytes(b"".join(lines) + lines[-1][:50])
+    done = commands.run("dslth", "inspect", "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["peers"] == report.summarise(RunFolder(run_folder))["peers"]
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1), st.binary(max_size=3), st.integers(0, 300)), max_size=4))
+def test_whatever_happens_to_its_bytes_a_run_folder_is_shown_or_refused(run_folder, tmp_path_factory, wounds):
+    folder = damaged_copy(run_folder, tmp_path_factory.getbasetemp() / "wounded")
+    for peer, place, put, taken in wounds:
+        file = folder.reports(peer)
+        content = file.read_bytes()
+        start = int(place * len(content))
+        file.write_bytes(content[:start] + put + content[start + taken :])
+    with suppress(MissingFileError):
+        assert "totals" in everything(folder)
+
+
+# --- where it cannot be written -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["file", "file/run", "/proc/run", "/dev/full", "full", "/dev/full/run", 300 * "long"])
+@pytest.mark.parametrize("command", ["run", "bench comm --rows mce-auto"])
+def test_a_folder_that_cannot_be_written_is_named(commands, topology_file, tmp_path, command, out):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "of something").touch()
+    line = one_line(commands.run("dslth", *command.split(), "-t", topology_file(), "--out", out), 12)
+    assert f"--out {out}" in line
+
+
+def test_runs_that_cannot_be_written_are_named(commands, topology_file, tmp_path):
+    (tmp_path / "runs").touch()
+    for line in ("run", "bench comm"):
+        said = one_line(commands.run("dslth", *line.split(), "-t", topology_file()), 12)
+        assert "runs/" in said
+        assert "--out" in said
+
+
+def test_a_full_disk_is_one_line(commands, topology_file):
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    line = one_line(commands.run("dslth", "run", "-t", topology_file(), "--out", "run", preexec_fn=full), 12)
+    assert "run/manifest.json" in line
+
+
+@pytest.mark.parametrize("line", [["inspect"], ["inspect", "--json"]])
+def test_a_result_that_cannot_be_printed_is_one_line(run_folder, line):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dslth", *line, run_folder], env=ENV, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 12
+    assert done.stderr == "dslth: cannot print the result: No space left on device\n"
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def of_many_devices(run_folder, folder):
+    """Write a run whose every figure takes as much room as one may."""
+    devices = ["microcontroller", "single-board", "a-device-with-a-name-as-long-as-a-line-of-text", "phone"]
+    link = {n: LinkStats(payload_sent=10**11, message_sent=10**11, link_sent=10**11) for n in range(998, 1001)}
+    events = RunFolder(run_folder).events()[0]
+    (folder / "peers").mkdir(parents=True)
+    for number, device in enumerate(devices):
+        peer = 997 + number
+        said = []
+        for event in events:
+            changes = {"peer": peer, "links": link}
+            if isinstance(event, Joined):
+                changes |= {"device": device, "training_samples": 100_000 + number}
+            elif isinstance(event, RoundReport):
+                changes |= {
+                    "density": (0.3, 0.25 + number / 100, 0.9),
+                    "missing": tuple(range(20)),
+                    "refused": {"stranger": 1000, "out-of-turn": 77_777, "wrong-run": 5},
+                }
+            said.append(event.model_copy(update=changes))
+        lines = "".join(event.model_dump_json() + "\n" for event in said)
+        RunFolder(folder).reports(peer).write_text(lines)
+    return RunFolder(folder), devices
+
+
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_tables_fit_and_say_what_there_is_no_room_for(run_folder, tmp_path, width):
+    folder, devices = of_many_devices(run_folder, tmp_path / "wide")
+    text = everything(folder, width)
+    assert max(map(len, text.splitlines())) <= width
+    columns = text.partition("totals")[0]
+    for name in ("personal", "messages", "microcontroller"):
+        assert name in columns or width == 60
+    left_out = "left out" in columns
+    assert left_out == (width < 200)
+    assert ("ticket" in columns.partition("left out")[0]) == (width == 200)
+    live = report.LiveTable(1001, 100_000, "live")
+    for events in folder.events().values():
+        for event in events:
+            live.take(event)
+    live_text = shown(live, width=width)
+    assert max(map(len, live_text.splitlines())) <= width
+    assert "20 peers" in live_text
+    assert devices[0] in live_text or width == 60
+
+
+def test_a_table_goes_without_its_spare_columns_in_order_and_no_more_than_it_must():
+    columns = {"a": ["aaaa"], "b": ["bbbb"], "c": ["cccc"], "empty": [""]}
+    table = Fitted("t", columns, spare=("b", "empty", "a"), note="some words")
+    whole, narrow, narrowest = (shown(table, width=width) for width in (80, 14, 8))
+    assert "aaaa" in whole
+    assert "bbbb" in whole
+    assert "empty" not in whole
+    assert "left out" not in whole
+    assert "bbbb" not in narrow
+    assert "aaaa" in narrow
+    assert "aaaa" not in narrowest
+    assert "cccc" in narrowest
+    assert "some words" in whole
+
+
+def test_many_peers_are_not_drawn_in_text():
+    graph = topology.build(config.Ring(kind="ring", peers=80), 1)
+    assert max(map(len, report.draw(graph).splitlines())) == 80
+    assert "--png" in report.draw(topology.build(config.Ring(kind="ring", peers=81), 1))
