@@ -333,9 +333,10 @@ class _Processes:
         self._server = multiprocessing.get_context("forkserver")
         self._server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
         resource_tracker.ensure_running()  # by itself, because starting it lets signals through
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: nothing cuts into its imports
+        # inherited: nothing cuts into the server's imports, and it outlives the peers, to tell how they end
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ctrl-C of the meantime is not lost
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # what came meanwhile is not lost
         self._failures: dict[int, Failure] = {}
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, BaseProcess] = {}
@@ -436,6 +437,7 @@ def _process(peer: int, settings: Settings, listen: str, pipe: Connection, repor
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks with SIGTERM
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the server blocks it
 
     def meet(address: str) -> Sequence[str]:
         pipe.send(address)
