@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import psutil
@@ -22,18 +21,10 @@ from dslth.events import Joined, LinkStats, RoundReport
 from dslth.launcher import run_local
 from dslth.runfolder import RunFolder
 from dslth.tables import Fitted
+from live import processes_of, wait_for
 from processes import ENV
 
 PROPERTY = settings(max_examples=60, deadline=None, database=None)
-
-
-def wait_for(condition, seconds=60):
-    """Poll a condition; a test that waits for ever fails."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 def one_line(done, code):
@@ -106,13 +97,7 @@ def test_ctrl_c_while_peers_are_started_ends_them_all(commands, topology_file):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert wait_for(lambda: not [p for p in psutil.process_iter() if _session(p.pid) == process.pid]) is True
-
-
-def _session(pid):
-    with suppress(ProcessLookupError, PermissionError):
-        return os.getsid(pid)
-    return None
+    assert wait_for(lambda: not processes_of(process.pid)) is True
 
 
 def test_an_interrupted_benchmark_keeps_the_rows_that_are_done(commands, topology_file, tmp_path):
