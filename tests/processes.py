@@ -18,7 +18,8 @@ class Commands:
 
     def start(self, command, *arguments, **options):
         code = "main" if command == "dslth" else "peer_main"
-        line = [sys.executable, "-c", f"import sys; from dslth.__main__ import {code}; sys.argv[0] = {command!r}; {code}()"]
+        program = f"import sys; from dslth.__main__ import {code}; sys.argv[0] = {command!r}; {code}()"
+        line = [sys.executable, "-c", program]
         process = subprocess.Popen(
             [*line, *map(str, arguments)],
             cwd=self.folder,
