@@ -37,7 +37,12 @@ def test_the_shipped_compose_file_is_what_the_command_prints(commands):
 
 def test_a_compose_file_has_a_container_a_peer_and_no_key_that_some_composes_refuse():
     file = yaml.safe_load(compose("mesh10.yaml", 10))
-    assert set(file) == {"x-peer", "services", "volumes"}  # 'version' and 'name' are refused by one Compose or another
+    assert set(file) == {
+        "x-volumes",
+        "x-peer",
+        "services",
+        "volumes",
+    }  # 'version' and 'name' are refused by one Compose or another
     peers = {name: service for name, service in file["services"].items() if name != "collector"}
     assert sorted(peers) == sorted(f"peer-{i}" for i in range(10))
     for name, peer in peers.items():
@@ -47,9 +52,10 @@ def test_a_compose_file_has_a_container_a_peer_and_no_key_that_some_composes_ref
         assert peer["restart"].startswith("on-failure")
         assert peer["deploy"]["endpoint_mode"] == "dnsrr"
         assert peer["deploy"]["resources"]["limits"]["memory"] == "256M"
-        targets = [volume.split(":")[-2 if volume.endswith(":ro") else -1] for volume in peer["volumes"]]
-        assert "/keys/public" in targets
-        assert not any(target in ("/keys", "/keys/private") for target in targets)  # private keys stay where they are
+        own = [volume for volume in peer["volumes"] if volume == f"{name}:/state"]
+        assert len(own) == 1  # with its private key
+        shared = set(peer["volumes"]) - set(own)
+        assert shared == {"${DSLTH_DATA:-data}:/data:ro", "keys:/state/keys/public", "tickets:/state/tickets"}
 
 
 def test_a_topology_of_ones_own_is_mounted_and_its_image_may_be_anybodys(commands, topology_file, tmp_path):

@@ -41,7 +41,9 @@ def test_keys_are_made_inside_and_private_ones_stay_there(shipped):
     assert sorted(shipped.read_names("keys")) == sorted(f"peer-{i}.key" for i in range(11))
     assert all("secret" not in shipped.read(f"peer-{i}.key", "keys") for i in range(11))
     for i in range(2):
-        listing = sh("docker", "exec", shipped.container(f"peer-{i}"), "ls", "-l", "/keys/private").stdout.split("\n")
+        listing = sh("docker", "exec", shipped.container(f"peer-{i}"), "ls", "-l", "/state/keys/private").stdout.split(
+            "\n"
+        )
         assert [line for line in listing if line.endswith(".key")] == [listing[1]]
         assert listing[1].startswith("-rw-------")
         assert listing[1].endswith(f"peer-{i}.key")

@@ -10,6 +10,8 @@ from containers import digests, sh, wait_for
 from dslth.events import RoundReport, parse
 
 PEERS = 4
+ROUNDS = 800
+"""Enough for a neighbour to be lost and back before the last."""
 
 
 @pytest.fixture
@@ -28,13 +30,13 @@ def topology(tmp_path):
 
 @pytest.fixture
 def start(image, projects, topology):
-    """Start a run in containers, and wait until all peers have played a few rounds."""
+    """Start a run in containers, and wait until all peers have checkpoints."""
 
     def run(**experiment):
         file = topology(**experiment)
         project = projects(file, PEERS)
         project("up", "-d")
-        wait_for(lambda: all(project.round(i) >= 3 for i in range(PEERS)))
+        wait_for(lambda: all(project.round(i) >= 12 for i in range(PEERS)))
         return project, file
 
     return run
@@ -47,12 +49,12 @@ def local(commands, file):
 
 
 def test_a_peer_killed_by_9_comes_back_by_itself_and_no_mask_differs(start, commands):
-    project, file = start(rounds=400, deadline="none")
+    project, file = start(rounds=200, deadline="none")
     os.kill(project.pid("peer-1"), signal.SIGKILL)
     assert set(project.end().values()) == {0}
     assert project.inspect("peer-1")["RestartCount"] == 1
     summary = project.summary()
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [400] * PEERS
+    assert [peer["rounds_completed"] for peer in summary["peers"]] == [200] * PEERS
     assert [event["peer"] for event in summary["happenings"] if event["what"] == "resumed"] == [1]
     assert digests(summary) == local(commands, file)
 
@@ -77,7 +79,7 @@ def ended_with_peer_1_lost_and_back(project):
 
 
 def test_a_paused_peer_costs_its_contribution_and_comes_back(start):
-    project, _ = start(rounds=1500, deadline=2)
+    project, _ = start(rounds=ROUNDS, deadline=2)
     sh("docker", "pause", project.container("peer-1"))
     wait_for(lambda: lost(project))
     sh("docker", "unpause", project.container("peer-1"))
@@ -85,7 +87,7 @@ def test_a_paused_peer_costs_its_contribution_and_comes_back(start):
 
 
 def test_a_peer_cut_off_from_the_network_comes_back_once_it_is_there_again(start):
-    project, _ = start(rounds=3000, deadline=2)
+    project, _ = start(rounds=ROUNDS, deadline=2)
     network, peer = f"{project.name}_default", project.container("peer-1")
     sh("docker", "network", "disconnect", network, peer)
     wait_for(lambda: lost(project))

@@ -24,16 +24,18 @@ _HEAD = """\
 #
 # DSLTH_DATA is a folder of data sets for the peers (digits need none). See docs/deploy.md.
 
+# What peers share; each has a volume of its own besides, for its private key, checkpoints and reports.
+x-volumes:
+  - &data ${{DSLTH_DATA:-data}}:/data:ro
+  - &keys keys:/state/keys/public
+  - &tickets tickets:/state/tickets
+
 x-peer: &peer
   image: {image}
 {build}  command: {command}
   init: true
   restart: on-failure:5
-  volumes:
-    - ${{DSLTH_DATA:-data}}:/data:ro
-    - keys:/keys/public
-    - tickets:/state/tickets
-{mount}  deploy:
+  deploy:
     endpoint_mode: dnsrr
     resources: {{limits: {{memory: {memory}}}}}
     restart_policy: {{condition: on-failure}}
@@ -45,10 +47,11 @@ services:
     restart: "no"
     healthcheck: {{disable: true}}
     volumes:
-      - keys:/keys/public
+      - collector:/runs/keys
+      - keys:/runs/keys/public
       - runs:/runs
       - tickets:/runs/tickets:ro
-{mount_collector}    deploy:
+{mount}    deploy:
       endpoint_mode: dnsrr
       resources: {{limits: {{memory: {memory}}}}}
       restart_policy: {{condition: none}}
@@ -62,6 +65,7 @@ _BUILD = """\
 """
 _FOOT = """
 volumes:
+  collector:
   data:
   keys:
   runs:
@@ -87,10 +91,10 @@ def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | 
     Without ``image`` the containers' image is built from the checkout that the file lies in.
     """
     name, folder = place_in_container(file)
-    mount = "" if folder is None else f"- {_quoted(f'{_beside(folder)}:/topologies:ro')}\n"
+    mount = "" if folder is None else _quoted(f"{_beside(folder)}:/topologies:ro")
     peer = ["dslth-peer", "--topology", name, "--host", f"peer-{{id}}:{PEER_PORT}", "--out", "/state"]
-    peer += ["--reports", f"tcp://collector:{REPORT_PORT}", "--keys", "/keys", "--join-timeout", "180", "--quiet"]
-    collect = ["dslth", "collect", name, "--listen", f"tcp://*:{REPORT_PORT}", "--keys", "/keys", "--out", "/runs"]
+    peer += ["--reports", f"tcp://collector:{REPORT_PORT}", "--keys", "/state/keys", "--join-timeout", "180", "--quiet"]
+    collect = ["dslth", "collect", name, "--listen", f"tcp://*:{REPORT_PORT}", "--keys", "/runs/keys", "--out", "/runs"]
     head = _HEAD.format(
         count=f"{peers}",
         name=Path(file).name,
@@ -98,12 +102,13 @@ def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | 
         build="" if image else _BUILD,
         command=_quoted(peer),
         collect=_quoted(collect),
-        mount=mount and f"    {mount}",
-        mount_collector=mount and f"      {mount}",
+        mount=mount and f"      - {mount}\n",
         memory=memory,
     )
-    services = [f"  peer-{i}: {{<<: *peer, hostname: peer-{i}}}\n" for i in range(peers)]
-    return head + "".join(services) + _FOOT
+    volumes = ", ".join(["*data", "*keys", "*tickets", *([mount] if mount else [])])
+    names = [f"peer-{i}" for i in range(peers)]
+    services = [f"  {peer}: {{<<: *peer, hostname: {peer}, volumes: [{volumes}, '{peer}:/state']}}\n" for peer in names]
+    return head + "".join(services) + _FOOT + "".join(f"  {peer}:\n" for peer in names)
 
 
 def _quoted(words: str | list[str]) -> str:
