@@ -26,7 +26,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``dslth bench``."""
-    for command in (chaos, resume):
+    for command in (chaos, resume, soak, fuzz):
         app.command()(command)
 
 
@@ -116,6 +116,80 @@ def resume(
     else:
         Console().print(f"{same} of {len(trials)} runs ended with the undisturbed run's masks; see {folder}")
     _judge("resume", {"all masks are those of the undisturbed run": same == len(trials)})
+
+
+def soak(
+    topology_file: TopologyOption = "soak3",
+    rounds: RoundsOption = None,
+    seed: SeedOption = None,
+    data_dir: DataDirOption = None,
+    out_dir: OutOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run thousands of small rounds, and see whether memory, file descriptors and threads stay what they were.
+
+    Writes soak.json; ends with 1 where a peer's memory grows by 2 % or more, or descriptors or threads at all.
+    """
+    settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
+    options.look_at_data(settings, graph)
+
+    from dslth.bench import soak as measured
+
+    folder = options.new_folder(out_dir, f"bench-soak-{Path(topology_file).stem}")
+    outcome = measured.soak(settings, graph, folder)
+    _go_on(outcome)
+    found = measured.figures(settings, graph, folder)
+    record = {"settings": settings.model_dump(mode="json"), "peers": [figures.record() for figures in found]}
+    (folder.path / "soak.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(record))  # noqa: T201
+    else:
+        out = Console()
+        out.print(measured.table(found))
+        out.print(
+            f"{settings.experiment.rounds} rounds in {outcome.summary['seconds']:.0f} s; written into {folder.path}"
+        )
+    if outcome.failure:
+        raise outcome.failure
+    _judge("soak", {"nothing grew": all(figures.flat for figures in found)})
+
+
+def fuzz(
+    topology_file: TopologyOption = "soak3",
+    messages: Annotated[int, typer.Option(min=1, help="Messages to send.")] = 100_000,
+    connections: Annotated[int, typer.Option(min=0, help="Connections of raw bytes to open.")] = 1000,
+    seed: SeedOption = None,
+    data_dir: DataDirOption = None,
+    out_dir: OutOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Send garbage to a peer of a run: raw bytes, broken greetings, mutants of its neighbours' messages.
+
+    Writes fuzz.json; ends with 1 where a peer fails, a mask changes, memory grows, or a message is not counted.
+    """
+    settings, graph = options.read(topology_file, seed=seed, data_dir=data_dir)
+    options.look_at_data(settings, graph)
+
+    from dslth.bench import fuzz as measured
+
+    folder = options.new_folder(out_dir, f"bench-fuzz-{Path(topology_file).stem}")
+    found = measured.fuzz(settings, graph, folder, messages, connections)
+    record = {"settings": settings.model_dump(mode="json")} | found.record()
+    (folder.path / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print(json.dumps(record))  # noqa: T201
+    else:
+        before, after = (held / 1e6 for held in found.memory)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(found.refused.items()))
+        Console().print(
+            f"{found.messages} messages, {found.counted} refused, {found.connections} connections, "
+            f"{found.rounds} rounds, {found.masks_changed} of {found.masks_compared} masks changed, "
+            f"memory {before:.1f} → {after:.1f} MB\n{reasons}",
+            highlight=False,
+        )
+    _judge("fuzz", found.conditions())
 
 
 def _go_on(outcome: Any) -> None:

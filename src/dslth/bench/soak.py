@@ -1,0 +1,132 @@
+"""Thousands of small rounds: whether memory, file descriptors and threads of the peers stay what they were."""
+
+import json
+import threading
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import psutil
+
+from dslth import events
+from dslth.config import RunConfig
+from dslth.events import Event, RoundReport
+from dslth.launcher import Outcome, run_local, run_one
+from dslth.runfolder import RunFolder
+from dslth.tables import Fitted
+from dslth.topology import Topology
+
+__all__ = ["Figures", "figures", "soak", "table"]
+
+SAMPLES = 100
+"""How often a peer looks at itself in a run."""
+WARM_UP = 0.2
+"""Share of the rounds after which a peer has all that it needs: buffers, caches, both checkpoints, an evaluation."""
+WINDOW = 0.1
+"""Share of the rounds whose samples are taken together, after the warm-up and at the end."""
+GROWTH = 0.02
+
+
+class _Sample(NamedTuple):
+    round: int
+    memory: int
+    descriptors: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One peer: medians after the warm-up and at the end; memory is resident, in bytes."""
+
+    peer: int
+    rounds: int
+    memory: tuple[float, float]
+    descriptors: tuple[float, float]
+    threads: tuple[float, float]
+
+    @property
+    def growth(self) -> float:
+        """Growth of resident memory, as a share."""
+        return self.memory[1] / self.memory[0] - 1
+
+    @property
+    def flat(self) -> bool:
+        """Whether nothing grew: memory by under 2 %, descriptors and threads not at all."""
+        still = self.descriptors[1] <= self.descriptors[0] and self.threads[1] <= self.threads[0]
+        return self.growth < GROWTH and still
+
+    def record(self) -> dict[str, Any]:
+        """Give all of it, for JSON."""
+        return asdict(self) | {"growth": self.growth, "flat": self.flat}
+
+
+def soak(run: RunConfig, topology: Topology, folder: RunFolder) -> Outcome:
+    """Run all peers of a topology; each notes what it holds."""
+    every = max(1, run.experiment.rounds // SAMPLES)
+    return run_local(run, topology, folder, be=partial(_watched, every=every))
+
+
+def _watched(
+    peer: int,
+    run: RunConfig,
+    topology: Topology,
+    folder: RunFolder,
+    stop: threading.Event,
+    *,
+    every: int,
+    **options: Any,
+) -> events.Finished:
+    """Be a peer (see ``launcher.run_one``) that notes its memory, descriptors and threads every so many rounds."""
+    me = psutil.Process()
+    file = _samples(folder, peer)
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+    def look(event: Event) -> None:
+        if isinstance(event, RoundReport) and event.round % every == 0:
+            sample = _Sample(event.round, me.memory_info().rss, me.num_fds(), me.num_threads())
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(sample) + "\n")
+
+    return run_one(peer, run, topology, folder, stop, watch=look, **options)
+
+
+def _samples(folder: RunFolder, peer: int) -> Path:
+    return folder.path / "samples" / f"peer-{peer}.jsonl"
+
+
+def figures(run: RunConfig, topology: Topology, folder: RunFolder) -> list[Figures]:
+    """Work out from the samples how much each peer held after the warm-up and at the end."""
+    rounds = run.experiment.rounds
+    found = []
+    for peer in range(topology.peers):
+        lines = _samples(folder, peer).read_text(encoding="utf-8").splitlines()
+        samples = [_Sample(*json.loads(line)) for line in lines]
+        warm = [s for s in samples if WARM_UP * rounds <= s.round < (WARM_UP + WINDOW) * rounds]
+        late = [s for s in samples if s.round >= (1 - WINDOW) * rounds]
+
+        def both(name: str, warm: list[_Sample] = warm, late: list[_Sample] = late) -> tuple[float, float]:
+            return median(getattr(s, name) for s in warm), median(getattr(s, name) for s in late)
+
+        done = samples[-1].round + 1
+        found.append(Figures(peer, done, both("memory"), both("descriptors"), both("threads")))
+    return found
+
+
+def table(found: list[Figures]) -> Fitted:
+    """Show what each peer held, after the warm-up and at the end."""
+
+    def both(pair: tuple[float, float], unit: float = 1, digits: int = 0) -> str:
+        return f"{pair[0] / unit:.{digits}f} → {pair[1] / unit:.{digits}f}"
+
+    return Fitted(
+        f"held after {100 * WARM_UP:.0f} % of the rounds → at the end",
+        {
+            "peer": [str(f.peer) for f in found],
+            "memory, MB": [both(f.memory, 1e6, 1) for f in found],
+            "growth": [f"{100 * f.growth:+.2f} %" for f in found],
+            "descriptors": [both(f.descriptors) for f in found],
+            "threads": [both(f.threads) for f in found],
+        },
+    )
