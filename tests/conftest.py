@@ -2,8 +2,12 @@
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from processes import Commands
+
+settings.register_profile("dslth", deadline=None)  # how long an example takes is no test
+settings.load_profile("dslth")
 
 
 @pytest.fixture
