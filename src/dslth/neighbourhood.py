@@ -332,6 +332,7 @@ class Neighbourhood:
             case Kind.MASK:
                 self._accept_mask(header, payload)
             case Kind.BYE:
+                self._transport.link_bytes()  # read while they are there: who leaves takes its counters along
                 if self._awaited.pop(sender, None) is not None and header.round < self._experiment.rounds:
                     self._miss("left", sender)
             case _:
