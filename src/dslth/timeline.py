@@ -50,14 +50,13 @@ def _whom(said: Mapping[str, Any]) -> int:
 
 
 def picture(peers: Iterable[int], happened: Iterable[Mark], seconds: float) -> str:
-    """Draw a row a peer, time from left to right; marks that fall together stand beside each other, or give way."""
+    """Draw a row a peer, time from left to right; marks that fall together stand beside each other."""
     rows = {peer: ["·"] * WIDTH for peer in peers}
     for peer, at, sign in sorted(happened, key=lambda mark: mark.seconds):
         first = min(WIDTH - 1, max(0, int(at / max(seconds, 1e-9) * WIDTH)))
         row = rows.get(peer, [])
-        free = next((i for i in range(first, len(row)) if row[i] in ("·", sign)), None)
-        if free is not None:
-            row[free] = sign
+        if row:
+            row[next((i for i in range(first, WIDTH) if row[i] in ("·", sign)), WIDTH - 1)] = sign
     scale = f"0 s{f'{seconds:.1f} s':>{WIDTH - 3}}"
     return "\n".join([*(f"{peer:>5} {''.join(row)}" for peer, row in rows.items()), f"{'':5} {scale}"])
 

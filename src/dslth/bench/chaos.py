@@ -177,7 +177,7 @@ def disturbed(
     injector.start()
     try:
         be = partial(behind_relays, ports=dict(relays.ports))
-        return run_local(run, topology, folder, watch=injector.take, restart=True, be=be), injector.done
+        return run_local(run, topology, folder, watch=injector.take, restart=True, orphans=False, be=be), injector.done
     finally:
         injector.end()
         relays.close()

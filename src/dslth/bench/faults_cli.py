@@ -105,9 +105,10 @@ def resume(
 
     folder = options.new_folder(out_dir, f"bench-resume-{Path(topology_file).stem}").path
     trials = []
-    for trial in measured.trials(settings, graph, folder, kills, whole):
-        trials.append(trial)
-        _say(str(trial))
+    with options.orderly():  # whoever interrupts leaves no run behind
+        for trial in measured.trials(settings, graph, folder, kills, whole):
+            trials.append(trial)
+            _say(str(trial))
     record = {"settings": settings.model_dump(mode="json"), "trials": [trial.record() for trial in trials]}
     (folder / "resume.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     same = sum(trial.same for trial in trials)

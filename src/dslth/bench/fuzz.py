@@ -211,7 +211,7 @@ def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connec
     try:
         be = partial(behind_relays, ports=dict(relays.ports))
         settings = run.model_copy(update={"experiment": endless})
-        outcome = run_local(settings, topology, folder, watch=fuzzer.take, be=be)
+        outcome = run_local(settings, topology, folder, watch=fuzzer.take, orphans=False, be=be)
     finally:
         relays.close()
     rounds = min(peer["rounds_completed"] for peer in outcome.summary["peers"])

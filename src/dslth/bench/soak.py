@@ -65,7 +65,7 @@ class Figures:
 def soak(run: RunConfig, topology: Topology, folder: RunFolder) -> Outcome:
     """Run all peers of a topology; each notes what it holds."""
     every = max(1, run.experiment.rounds // SAMPLES)
-    return run_local(run, topology, folder, be=partial(_watched, every=every))
+    return run_local(run, topology, folder, orphans=False, be=partial(_watched, every=every))
 
 
 def _watched(

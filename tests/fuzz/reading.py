@@ -1,0 +1,58 @@
+"""Coverage-guided fuzzing of all that reads what comes from the network; -max_total_time=60 bounds it.
+
+The first byte says which reader gets the rest. None may raise anything but Refused, and codecs but ValueError.
+"""
+
+import sys
+from contextlib import suppress
+
+import atheris
+
+with atheris.instrument_imports(include=["dslth"]):
+    import numpy as np
+
+    from dslth import codecs, wire
+    from dslth.codecs import Forecast, History
+    from dslth.wire import Kind, Refused
+
+SIZES = (24, 13)
+ME = wire.Hello(bytes(range(16)), SIZES, (12, 6))
+HISTORY = History(Forecast([np.zeros(n, np.float32) for n in SIZES], ME.ones))
+
+
+def message(data):
+    """A header of its own length, then the payload."""
+    cut = 1 + data[0] % wire.MAX_HEADER
+    frames = [data[1:cut], data[cut:]]
+    header = wire.read_header(frames, SIZES)
+    if header.kind in (Kind.HELLO, Kind.WELCOME):
+        wire.read_hello(frames[1])
+    elif header.kind == Kind.REFUSED:
+        wire.read_refusal(frames[1])
+    elif header.kind == Kind.MASK:
+        wire.read_mask(header, frames[1], ME, HISTORY)
+
+
+def mask(data):
+    header = wire.Header(wire.VERSION, Kind.MASK, 0, 1, 3, 0, data[0] % 5, 0, 0)
+    wire.read_mask(header, data[1:], ME, HISTORY)
+
+
+READERS = [message, mask, wire.read_hello, wire.read_refusal]
+
+
+def one_input(data):
+    if len(data) < 2:
+        return
+    which, rest = data[0], data[1:]
+    if which < 128:
+        with suppress(Refused):
+            READERS[which % len(READERS)](rest)
+    else:
+        with suppress(ValueError):
+            codecs.BY_ID[sorted(codecs.BY_ID)[which % len(codecs.BY_ID)]].decode(rest, HISTORY)
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one_input)
+    atheris.Fuzz()

@@ -1,0 +1,96 @@
+"""Garbage: at a peer of a run that goes on, and at every function that reads what comes from the network."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dslth import codecs, wire
+from dslth.codecs import Forecast, History
+from dslth.masks import BitMask
+from dslth.wire import Kind, Refusal, Refused
+
+SIZES = (24, 13)
+DIGEST = bytes(range(16))
+ME = wire.Hello(DIGEST, SIZES, (12, 6))
+MASK = BitMask.from_arrays(np.arange(n) % 2 == 1 for n in SIZES)
+HISTORY = History(Forecast([np.zeros(n, np.float32) for n in SIZES], ME.ones))
+TRUE = [
+    wire.hello(Kind.HELLO, ME, 1, 3),
+    wire.refusal(DIGEST, 1, 3, {"seed": "8"}),
+    wire.bye(DIGEST, 1, 3),
+    (wire.mask_header(DIGEST, 1, 3, MASK.pack(), codecs.BITPACK, 0, 2), MASK.pack()),
+]
+
+
+def test_a_peer_of_a_run_bears_garbage(commands, tmp_path):
+    done = commands.run(
+        "dslth", "bench", "fuzz", "--messages", 3000, "--connections", 100, "--out", tmp_path / "out", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["counted"] == found["messages"] == 3000
+    assert found["masks_changed"] == 0
+    assert found["masks_compared"] > 60
+    assert set(found["refused"]) <= set(Refusal) | {"bad-handshake", "broken-off", "too-many-connections"}
+    assert sum(found["refused"].get(name, 0) for name in ("bad-handshake", "broken-off")) >= 90
+    assert len(found["refused"]) >= 6  # it is garbage of many kinds
+
+
+def read(frames):
+    """What a peer does with a message, as far as reading it goes."""
+    header = wire.read_header(frames, SIZES)
+    match header.kind:
+        case Kind.HELLO | Kind.WELCOME:
+            return wire.read_hello(frames[1])
+        case Kind.REFUSED:
+            return wire.read_refusal(frames[1])
+        case Kind.MASK:
+            return wire.read_mask(header, frames[1], ME, HISTORY)
+    return header
+
+
+@settings(max_examples=500)
+@given(st.lists(st.binary(max_size=200), max_size=4))
+def test_no_bytes_do_more_than_be_refused(frames):
+    with pytest.raises(Refused):
+        read(frames)
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(TRUE), st.data())
+def test_a_flipped_bit_is_refused(frames, data):
+    which = data.draw(st.sampled_from([n for n in (0, 1) if frames[n]]))
+    damaged = bytearray(frames[which])
+    bit = data.draw(st.integers(0, 8 * len(damaged) - 1))
+    damaged[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(Refused):
+        read([bytes(damaged) if n == which else frames[n] for n in (0, 1)])
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(sorted(codecs.BY_ID)), st.binary(max_size=60))
+def test_every_decoder_gives_a_mask_or_says_that_it_cannot(wire_id, payload):
+    try:
+        mask = codecs.BY_ID[wire_id].decode(payload, HISTORY)
+    except ValueError:
+        return
+    assert mask.sizes == SIZES
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
+def test_coverage_guided_fuzzing_finds_nothing_in_a_bounded_time(tmp_path):
+    target = Path(__file__).parent / "fuzz" / "reading.py"
+    done = subprocess.run(
+        [sys.executable, target, "-max_total_time=5", "-verbosity=0", f"-artifact_prefix={tmp_path}/"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
