@@ -7,6 +7,7 @@ import os
 import signal
 from enum import Enum
 
+import psutil
 import pytest
 
 from disturbed import Disturbed
@@ -235,6 +236,23 @@ def test_a_peer_that_joins_late_is_welcome(disturbed, mode):
     assert all(not d.rounds(peer)[-1].missing or mode == "async" for peer in NEIGHBOURS)
     assert any(not said.missing for said in d.rounds(1))
     assert d.rounds(1)[0].round > 0  # it begins where the others are
+
+
+def test_a_peer_that_stood_still_gives_its_neighbours_the_rest_of_the_deadline(disturbed):
+    d = disturbed()
+    d.start()
+    d.at_round(6)
+    d.relays.hold([(0, 1), (2, 1)])
+    waiting = psutil.Process(d.processes[1].pid)
+    wait_for(lambda: waiting.cpu_percent(interval=0.3) < 5)
+    d.signal(1, signal.SIGSTOP)
+    lost_by_neighbours(d)
+    d.signal(1, signal.SIGCONT)
+    d.relays.heal([(0, 1), (2, 1)])
+    back_with_neighbours(d)
+    d.finish()
+    assert not [what for what in d.noticed(1) if what[0] == "lost"]
+    assert max(said.seconds.wait for said in d.rounds(1)) < DEADLINE + SLACK
 
 
 def test_in_async_mode_nobody_waits_for_a_stopped_peer(disturbed):

@@ -98,6 +98,9 @@ class Scene:
     def rounds(self):
         return [event for event in self.events if event.event == "round"]
 
+    def noticed(self, what):
+        return [event for event in self.events if event.event == "noticed" and event.what == what]
+
 
 @pytest.fixture
 def scene(topology_file):
@@ -259,6 +262,26 @@ def test_a_neighbour_that_comes_back_is_waited_for_again(scene):
     came_back = missing.index(())
     assert 0 < came_back < 100
     assert missing == [(1,)] * came_back + [()] * (100 - came_back)
+
+
+def test_a_neighbour_whose_masks_are_late_is_waited_for_once_more(scene):
+    s = scene(rounds=100, deadline=3.0, evaluate_every=100)
+    s.join()
+    last = 0
+    while last == 0:  # silent until round 0 has missed its deadline
+        last = s.hear(Kind.MASK)[1].round
+    s.say_mask(0)  # without a hello, and a round behind
+    while last < 99:
+        last = s.hear(Kind.MASK)[1].round
+        if s.noticed("back"):
+            s.say_mask(last)
+    s.say(wire.bye(s.me.digest, 1, 100))
+    finished = s.finish()
+    missing = [event.missing for event in s.rounds]
+    came_back = missing.index(())
+    assert missing == [(1,)] * came_back + [()] * (100 - came_back)
+    assert finished.refused["stale"] >= 1
+    assert len(s.noticed("lost")) == 1
 
 
 def test_a_hello_of_another_run_is_answered_with_the_settings(scene):
