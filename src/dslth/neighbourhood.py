@@ -145,12 +145,12 @@ class Neighbourhood:
             # with nothing more to wait for, what is there already is taken in still: someone lost may have come back
             done = not missing or now >= deadline
             delivery = self._transport.receive(0.0 if done else min(deadline - now, asks_at - now, TICK))
+            self._take(delivery)
+            extra += done
             if done and (delivery is None or extra == EXTRA):
-                for neighbour in missing:
+                for neighbour in self._missing(round_):
                     self._lose(neighbour)
                 break
-            extra += done
-            self._take(delivery)
         self._ledger.waited(time.monotonic() - start - (self._ledger.spent("decode") - decoded))
         received = self._inbox.pop(round_, {})
         if self._experiment.mode != "async":
