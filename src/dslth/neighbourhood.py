@@ -348,6 +348,7 @@ class Neighbourhood:
                 self._transport.answer(delivery.route, settings)
                 self._told.add(sender)
             raise
+        again = self._routes.get(sender) == delivery.route
         self._routes[sender] = delivery.route
         self._transport.identify(delivery.route, sender)
         self._follow(sender, self._greeted[sender].address)
@@ -360,6 +361,8 @@ class Neighbourhood:
         if self._transport.answer(delivery.route, welcome):
             self._ledger.sent(sender, welcome)
         self._send_again_if_lost(header)
+        if again:  # it lacks something: this peer's hello may have been lost
+            self._say_hello_once(sender)
         if self._leaving:
             self._say_bye(sender)
 
@@ -396,12 +399,13 @@ class Neighbourhood:
         sender, loose = header.sender, self._experiment.mode == "async"
         self._heard[sender] = max(self._heard.get(sender, 0), header.round)
         if header.round > self.round + self._ahead and not loose:
+            self._met.add((sender, Kind.WELCOME))  # long past its first round: a welcome that is not here yet is lost
             raise Refused(Refusal.FUTURE)
         try:
             mask = self._incoming.read(header, payload, self._greeted[sender])
         except Refused as refused:
             if refused.reason in (Refusal.UNKNOWN_BASE, Refusal.CORRUPT):
-                self._ask_for_key_frame(sender)
+                self._say_hello_once(sender, holding=False)
             raise
         if (-1 if header.acknowledged is None else header.acknowledged) < header.round - 1 and not loose:
             self._outgoing.lost(sender)  # it went on without this peer's mask
@@ -426,9 +430,10 @@ class Neighbourhood:
         if sender not in self._awaited or sender in self._gone:
             self._await(sender, round_)
 
-    def _ask_for_key_frame(self, sender: int) -> None:
-        """Say hello as one that holds nothing; once a round, so that forged masks cannot make much of it."""
-        if (sender, self.round) not in self._asked:
-            self._asked = {(sender, self.round)} | {key for key in self._asked if key[1] == self.round}
-            self._incoming.lost(sender)
-            self._say_hello(sender)
+    def _say_hello_once(self, neighbour: int, *, holding: bool = True) -> None:
+        """Say hello, or ask for a key frame as one that holds nothing; once a round: none can make much of it."""
+        if (neighbour, self.round) not in self._asked:
+            self._asked = {(neighbour, self.round)} | {key for key in self._asked if key[1] == self.round}
+            if not holding:
+                self._incoming.lost(neighbour)
+            self._say_hello(neighbour)
