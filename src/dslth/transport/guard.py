@@ -63,6 +63,7 @@ class Guard:
         self.neighbours = 0
         self._lock = threading.Lock()
         self._open: dict[int, _Accepted] = {}
+        self._early: dict[int, _Accepted] = {}
         self._cut: set[int] = set()
         self._refused: Counter[str] = Counter()
         self._failing = ""
@@ -73,14 +74,17 @@ class Guard:
     def delivered(self, fd: int) -> None:
         """Learn that a whole message came from a connection."""
         with self._lock:
-            if fd in self._open:
-                self._open[fd].spoke = self._open[fd].fresh = True
+            accepted = self._accepted(fd)
+            accepted.spoke = accepted.fresh = True
 
     def identified(self, fd: int) -> None:
         """Learn that a connection is a neighbour's."""
         with self._lock:
-            if fd in self._open:
-                self._open[fd].identified = True
+            self._accepted(fd).identified = True
+
+    def _accepted(self, fd: int) -> _Accepted:
+        """Give the connection of a descriptor; its words may be here before the monitor has told of it."""
+        return self._open.get(fd) or self._early.setdefault(fd, _Accepted(fd))
 
     def refused(self) -> Mapping[str, int]:
         """Count what was cut off and which handshakes failed, by name, since the start."""
@@ -111,8 +115,10 @@ class Guard:
     def _note(self, event: int, value: int) -> None:
         match event:
             case zmq.EVENT_ACCEPTED:
-                accepted = _Accepted(value)
+                accepted, early = _Accepted(value), self._early.pop(value, None)
                 ends = accepted.connection.ends
+                if early and early.connection.ends == ends:
+                    accepted = early
                 if ends is None or ends[0][1] != self._port:  # gone by now, and its number another connection's
                     return
                 self._open[value] = accepted
