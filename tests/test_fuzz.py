@@ -86,9 +86,12 @@ def test_every_decoder_gives_a_mask_or_says_that_it_cannot(wire_id, payload):
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_coverage_guided_fuzzing_finds_nothing_in_a_bounded_time(tmp_path):
-    target = Path(__file__).parent / "fuzz" / "reading.py"
+    target, corpus = Path(__file__).parent / "fuzz" / "reading.py", tmp_path / "corpus"
+    corpus.mkdir()
+    for number, (header, payload) in enumerate(TRUE):  # in the form that the target reads
+        (corpus / str(number)).write_bytes(bytes([0, len(header)]) + header + payload)
     done = subprocess.run(
-        [sys.executable, target, "-max_total_time=5", "-verbosity=0", f"-artifact_prefix={tmp_path}/"],
+        [sys.executable, target, "-max_total_time=5", "-verbosity=0", f"-artifact_prefix={tmp_path}/", corpus],
         capture_output=True,
         text=True,
         timeout=120,
