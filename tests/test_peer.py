@@ -130,6 +130,43 @@ def test_a_peer_takes_masks_and_reports(scene):
     assert [event.missing for event in s.rounds] == [(), ()]
 
 
+def test_a_lost_hello_is_said_again(scene):
+    s = scene(rounds=1)
+    hello = wire.hello(Kind.HELLO, s.me, 1, 0)
+    s.say(hello)
+    s.hear(Kind.HELLO)  # as if it had been lost on the way
+    s.say(hello)
+    route, _, _ = s.hear(Kind.HELLO)
+    s.router.send_multipart([route, *wire.hello(Kind.WELCOME, s.me, 1, 0)])
+    s.say_mask(0)
+    s.say(wire.bye(s.me.digest, 1, 1))
+    assert s.finish().rounds_completed == 1
+
+
+def test_a_lost_welcome_does_not_keep_a_peer_from_joining_neighbours_that_went_on(scene):
+    s = scene(rounds=60)
+    s.say(wire.hello(Kind.HELLO, s.me, 1, 0))
+    s.hear(Kind.HELLO)
+    s.say_mask(40)
+    s.say(wire.bye(s.me.digest, 1, 60))
+    assert s.finish().rounds_completed == 60
+    assert s.rounds[0].round == 40 + 1
+
+
+def test_no_message_of_a_flood_goes_uncounted(scene):
+    s = scene(rounds=6)
+    s.join()
+    for round_ in range(6):
+        s.hear(Kind.MASK)
+        s.say_mask(round_)
+        for _ in range(600):  # more than the peer takes in once the round is over
+            s.say((b"garbage", b""))
+    s.say(wire.bye(s.me.digest, 1, 6))
+    finished = s.finish()
+    assert finished.refused == {"malformed": 3600}
+    assert finished.rounds_completed == 6
+
+
 def refused_after(s, *messages):
     """Let the peer meet messages in its first round, then play the round; what it counted."""
     s.join()
