@@ -9,7 +9,7 @@ import pytest
 
 from containers import IMAGE, ROOT, Project, digests, sh, wait_for
 
-HELD = "grep -hE '^(total_rss|anon) ' /sys/fs/cgroup/memory/memory.stat /sys/fs/cgroup/memory.stat 2>/dev/null"
+HELD = "cat /sys/fs/cgroup/memory/memory.stat /sys/fs/cgroup/memory.stat 2>/dev/null | grep -E '^(total_rss|anon) '"
 """Anonymous memory of a container, in cgroups of version 1 or 2."""
 
 

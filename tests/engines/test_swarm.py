@@ -25,7 +25,7 @@ def swarm(image):
 def stack(swarm):
     name = f"dslthstack{os.getpid()}"
     yield name
-    sh("docker", "stack", "rm", name)
+    wait_for(lambda: sh("docker", "stack", "rm", name, check=False).returncode == 0)  # a task may still be on its way
     label = f"label=com.docker.stack.namespace={name}"
 
     def gone():
