@@ -223,6 +223,17 @@ def test_a_bad_network_is_borne(disturbed, undisturbed, faults):
         assert any({"corrupt", "malformed"} & peer["refused"].keys() for peer in summary["peers"])
 
 
+def test_losses_cost_a_patient_run_time_and_no_mask(disturbed, undisturbed):
+    d = disturbed(rounds=15, evaluate_every=15, deadline="none")
+    d.start(faults=faulty.parse("drop=0.1,corrupt=0.03"))
+    summary = d.finish()  # byes are lost too, and nobody waits for ever
+    assert all(process.exitcode == 0 for process in d.processes.values())
+    assert not any(peer["missing"] for peer in summary["peers"])
+    masks = rounds_of(d.folder.path)
+    assert len(masks) == 4 * 15
+    assert masks.items() <= undisturbed.items()
+
+
 @pytest.mark.parametrize("mode", ["deadline", "async"])
 def test_a_peer_that_joins_late_is_welcome(disturbed, mode):
     d = disturbed(mode=mode, rounds=200, evaluate_every=200)

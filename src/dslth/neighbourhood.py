@@ -104,6 +104,7 @@ class Neighbourhood:
         self._inbox: dict[int, dict[int, BitMask]] = {}
         self._newest: dict[int, tuple[int, BitMask]] = {}
         self._asked: set[tuple[int, int]] = set()
+        self._byes: dict[int, bool] = {}
         self._connected = self._begun = self._leaving = False
 
     @property
@@ -119,7 +120,7 @@ class Neighbourhood:
 
     def send(self, mask: BitMask) -> None:
         """Send the round's mask to all neighbours."""
-        acknowledge = {neighbour: self._incoming.held(neighbour) for neighbour in self.place.neighbours}
+        acknowledge = {neighbour: self._holds(neighbour) for neighbour in self.place.neighbours}
         for neighbour, message in self._outgoing.messages(self.round, mask, acknowledge):
             self._send_mask(neighbour, message)
 
@@ -185,6 +186,7 @@ class Neighbourhood:
     def _await(self, neighbour: int, first: int) -> None:
         """Wait for a neighbour's masks, from the round ``first`` on."""
         self._awaited[neighbour] = first
+        self._byes.pop(neighbour, None)
         if self._gone.pop(neighbour, None) is not None:
             self._ledger.notice("back", self.round, neighbour)
 
@@ -265,14 +267,21 @@ class Neighbourhood:
             self._connect()
         for neighbour in self.place.neighbours:
             self._say_bye(neighbour)
-        deadline = time.monotonic() + patience
-        while self._still_there() and not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
-            self._take(self._transport.receive(min(left, TICK)))
+        now = time.monotonic()
+        deadline, ask, asks_at = now + patience, ASK_SECONDS, now + ASK_SECONDS
+        while (there := self._still_there()) and not self._stop.is_set() and (now := time.monotonic()) < deadline:
+            if now >= asks_at:  # a bye may have been lost, this peer's or theirs
+                asks_at, ask = now + 2 * ask, 2 * ask
+                for neighbour in there:
+                    self._say_bye(neighbour)
+            self._take(self._transport.receive(min(deadline - now, TICK)))
 
-    def _still_there(self) -> bool:
-        """Tell whether a neighbour has not said bye."""
-        awaited = set(self._awaited)
-        return bool(awaited & self._transport.connected() if self._experiment.mode == "deadline" else awaited)
+    def _still_there(self) -> set[int]:
+        """Give the neighbours that have not said bye, and where all are patient those that wait for this peer's."""
+        awaited, connected = set(self._awaited), self._transport.connected()
+        if self.patient:
+            return awaited - self._byes.keys() | {n for n, heard in self._byes.items() if not heard} & connected
+        return awaited & connected if self._experiment.mode == "deadline" else awaited
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -286,12 +295,17 @@ class Neighbourhood:
         if not self._send(neighbour, frames, mask=True):
             self._outgoing.lost(neighbour)
 
-    def _say_hello(self, neighbour: int) -> None:
+    def _holds(self, neighbour: int) -> int | None:
+        """Give the round up to which a neighbour's masks are here, without those that came past a lost one."""
         held = self._incoming.held(neighbour)
-        self._send(neighbour, wire.hello(Kind.HELLO, self.me, self.place.peer, self.round, held))
+        here = self._experiment.mode == "async" or neighbour in self._inbox.get(self.round, {})
+        return held if here or held is None or held < self.round else self.round - 1 if self.round else None
+
+    def _say_hello(self, neighbour: int) -> None:
+        self._send(neighbour, wire.hello(Kind.HELLO, self.me, self.place.peer, self.round, self._holds(neighbour)))
 
     def _say_bye(self, neighbour: int) -> None:
-        self._send(neighbour, wire.bye(self.me.digest, self.place.peer, self.round))
+        self._send(neighbour, wire.bye(self.me.digest, self.place.peer, self.round, heard=neighbour in self._byes))
 
     def _take(self, delivery: Delivery | None) -> None:
         """Take in what arrived, or count why not."""
@@ -332,9 +346,7 @@ class Neighbourhood:
             case Kind.MASK:
                 self._accept_mask(header, payload)
             case Kind.BYE:
-                self._transport.link_bytes()  # read while they are there: who leaves takes its counters along
-                if self._awaited.pop(sender, None) is not None and header.round < self._experiment.rounds:
-                    self._miss("left", sender)
+                self._accept_bye(header)
             case _:
                 raise Refused(Refusal.STRANGER)
 
@@ -356,8 +368,7 @@ class Neighbourhood:
         near = header.round >= self.round - BEHIND or self._experiment.mode == "async"
         if sender not in self._awaited and (self.patient or near):
             self._await(sender, self.round if self.patient else self.round + bool(self.round))
-        held = self._incoming.held(sender)
-        welcome = wire.hello(Kind.WELCOME, self.me, self.place.peer, self.round, held)
+        welcome = wire.hello(Kind.WELCOME, self.me, self.place.peer, self.round, self._holds(sender))
         if self._transport.answer(delivery.route, welcome):
             self._ledger.sent(sender, welcome)
         self._send_again_if_lost(header)
@@ -377,6 +388,16 @@ class Neighbourhood:
         self._met.add((sender, Kind(header.kind)))
         self._heard[sender] = max(self._heard.get(sender, 0), header.round)  # what was queued for long comes late
 
+    def _accept_bye(self, header: wire.Header) -> None:
+        sender, heard = header.sender, header.held > 0
+        self._transport.link_bytes()  # read while they are there: who leaves takes its counters along
+        self._byes[sender] = heard or self._byes.get(sender, False)
+        if self.patient:  # it stays until this peer is done too: what it sent last may have to come again
+            if self._leaving and not heard:
+                self._say_bye(sender)
+        elif self._awaited.pop(sender, None) is not None and header.round < self._experiment.rounds:
+            self._miss("left", sender)
+
     def _follow(self, neighbour: int, address: str) -> None:
         """Connect to a neighbour that listens elsewhere than it did."""
         if not address or address == self._addresses[neighbour]:
@@ -391,7 +412,7 @@ class Neighbourhood:
 
     def _send_again_if_lost(self, header: wire.Header) -> None:
         """Send key frames to a neighbour whose hello says that it holds less than it was sent."""
-        held = self._incoming.held(header.sender)
+        held = self._holds(header.sender)
         for frames in self._outgoing.again(header.sender, header.round, header.acknowledged, held):
             self._send_mask(header.sender, frames)
 

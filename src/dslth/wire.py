@@ -8,7 +8,8 @@ kind       hello, welcome, refused, mask, bye
 tag        first 32 bits of the run digest
 sender     id of the peer that speaks
 round      the round it is in, from 0
-held       what the sender holds of the receiver's masks: 0 nothing, else 1 + its own round - the mask's round
+held       what the sender holds of the receiver's masks: 0 nothing, else 1 + its own round - the mask's round;
+           in a bye: 1 where the sender has heard the receiver's
 codec      wire id of the payload's codec; 0 where the payload is no mask
 depth      on how many masks before the payload builds, 1 to 127 and 1 again; 0: on none, it is a key frame
 check      CRC-32 over the fields above and what the payload stands for: the mask's packed form, else the payload
@@ -167,9 +168,9 @@ def refusal(digest: bytes, sender: int, round_: int, identity: Mapping[str, str]
     return _sealed(Kind.REFUSED, digest, sender, round_, content), content
 
 
-def bye(digest: bytes, sender: int, round_: int) -> Frames:
-    """Write that a peer leaves after this round."""
-    return _sealed(Kind.BYE, digest, sender, round_, b""), b""
+def bye(digest: bytes, sender: int, round_: int, *, heard: bool = False) -> Frames:
+    """Write that a peer leaves after this round; ``heard``: it has heard the receiver's bye."""
+    return _sealed(Kind.BYE, digest, sender, round_, b"", held=round_ if heard else None), b""
 
 
 def mask_header(
