@@ -1,5 +1,7 @@
 """What several test files share: small runs, and peers as real processes."""
 
+import signal
+
 import pytest
 import yaml
 from hypothesis import settings
@@ -8,6 +10,7 @@ from processes import Commands
 
 settings.register_profile("dslth", deadline=None)  # how long an example takes is no test
 settings.load_profile("dslth")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it, and they theirs
 
 
 @pytest.fixture
