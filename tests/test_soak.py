@@ -79,7 +79,7 @@ def test_a_picture_has_a_row_a_peer_and_hides_nothing_that_fits():
 
 def test_chaos_is_survived(commands, tmp_path):
     file = write_topology(
-        tmp_path / "t.yaml", graph={"kind": "full", "peers": 4}, rounds=120, deadline=2, evaluate_every=40
+        tmp_path / "t.yaml", graph={"kind": "full", "peers": 4}, rounds=400, deadline=2, evaluate_every=100
     )
     done = commands.run("dslth", "bench", "chaos", "-t", file, "--every", 2, "--out", tmp_path / "out", timeout=250)
     record = json.loads((tmp_path / "out/chaos.json").read_text())
