@@ -28,7 +28,7 @@ __all__ = ["Neighbourhood", "Place"]
 TICK = 0.2
 """Seconds after which a waiting peer looks whether it was asked to end."""
 ASK_SECONDS = 2.0
-"""After how long a peer asks again for a mask that does not come; twice as long each time."""
+"""After how long a peer asks again for what does not come; for a mask, twice as long each time."""
 AHEAD = 8
 """Rounds that a neighbour's mask may be ahead and still be kept for later, besides those between checkpoints."""
 BEHIND = 1
@@ -219,11 +219,11 @@ class Neighbourhood:
             patience = min(patience, self._experiment.deadline)
         deadline = time.monotonic() + (float("inf") if resumed and self.patient else patience)
         refused_until = float("inf")
-        ask, asks_at = ASK_SECONDS, time.monotonic() + ASK_SECONDS
+        asks_at = time.monotonic() + ASK_SECONDS
         while (missing := self._unmet()) and not self._stop.is_set():
             now = time.monotonic()
             if now >= asks_at:  # a hello, or its welcome, may have been lost
-                asks_at, ask = now + 2 * ask, 2 * ask
+                asks_at = now + ASK_SECONDS
                 for neighbour in missing & self._transport.connected():
                     self._say_hello(neighbour)
             if self._differs:
