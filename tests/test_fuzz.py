@@ -12,15 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dslth import codecs, wire
-from dslth.codecs import Forecast, History
 from dslth.masks import BitMask
 from dslth.wire import Kind, Refusal, Refused
+from receiver import DIGEST, HISTORY, ME, SIZES, read
 
-SIZES = (24, 13)
-DIGEST = bytes(range(16))
-ME = wire.Hello(DIGEST, SIZES, (12, 6))
 MASK = BitMask.from_arrays(np.arange(n) % 2 == 1 for n in SIZES)
-HISTORY = History(Forecast([np.zeros(n, np.float32) for n in SIZES], ME.ones))
 TRUE = [
     wire.hello(Kind.HELLO, ME, 1, 3),
     wire.refusal(DIGEST, 1, 3, {"seed": "8"}),
@@ -41,19 +37,6 @@ def test_a_peer_of_a_run_bears_garbage(commands, tmp_path):
     assert set(found["refused"]) <= set(Refusal) | {"bad-handshake", "broken-off", "too-many-connections"}
     assert sum(found["refused"].get(name, 0) for name in ("bad-handshake", "broken-off")) >= 90
     assert len(found["refused"]) >= 6  # it is garbage of many kinds
-
-
-def read(frames):
-    """What a peer does with a message, as far as reading it goes."""
-    header = wire.read_header(frames, SIZES)
-    match header.kind:
-        case Kind.HELLO | Kind.WELCOME:
-            return wire.read_hello(frames[1])
-        case Kind.REFUSED:
-            return wire.read_refusal(frames[1])
-        case Kind.MASK:
-            return wire.read_mask(header, frames[1], ME, HISTORY)
-    return header
 
 
 @settings(max_examples=500)
@@ -86,7 +69,7 @@ def test_every_decoder_gives_a_mask_or_says_that_it_cannot(wire_id, payload):
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_coverage_guided_fuzzing_finds_nothing_in_a_bounded_time(tmp_path):
-    target, corpus = Path(__file__).parent / "fuzz" / "reading.py", tmp_path / "corpus"
+    target, corpus = Path(__file__).with_name("fuzz_target.py"), tmp_path / "corpus"
     corpus.mkdir()
     for number, (header, payload) in enumerate(TRUE):  # in the form that the target reads
         (corpus / str(number)).write_bytes(bytes([0, len(header)]) + header + payload)

@@ -415,6 +415,29 @@ def test_a_neighbour_with_all_that_may_wait_for_a_busy_peer_is_not_cut_off(trans
     assert a.reconnected() == []
 
 
+def test_a_neighbour_that_spoke_before_the_monitor_told_of_it_is_no_stranger():
+    with contextlib.ExitStack() as stack, zmq.Context() as context, socket.create_server(("127.0.0.1", 0)) as server:
+        tell, monitor = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+        tell.bind("inproc://monitor")
+        monitor.connect("inproc://monitor")
+        watch = guard.Guard(monitor, server.getsockname()[1], 1 << 20, keys=False)
+        strangers = 10
+        ends = []
+        for _ in range(guard.STRANGERS + strangers + 1):
+            ends.append(stack.enter_context(socket.create_connection(server.getsockname())))
+            fd = stack.enter_context(server.accept()[0]).fileno()
+            if len(ends) == 1:
+                watch.identified(fd)
+            tell.send_multipart([struct.pack("=hi", zmq.EVENT_ACCEPTED, fd), b"tcp://"])
+        tell.send_multipart([struct.pack("=hi", zmq.EVENT_MONITOR_STOPPED, 0), b"tcp://"])
+        watch.join()
+        tell.close(0)
+        assert watch.refused() == {"too-many-connections": strangers}
+        ends[0].setblocking(False)
+        with pytest.raises(BlockingIOError):  # open still
+            ends[0].recv(1)
+
+
 def test_a_thousand_connections_leave_room_for_a_neighbour(transports):
     t, address = transports()
     a, _ = transports()

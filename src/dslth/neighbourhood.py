@@ -268,10 +268,10 @@ class Neighbourhood:
         for neighbour in self.place.neighbours:
             self._say_bye(neighbour)
         now = time.monotonic()
-        deadline, ask, asks_at = now + patience, ASK_SECONDS, now + ASK_SECONDS
+        deadline, asks_at = now + patience, now + ASK_SECONDS
         while (there := self._still_there()) and not self._stop.is_set() and (now := time.monotonic()) < deadline:
             if now >= asks_at:  # a bye may have been lost, this peer's or theirs
-                asks_at, ask = now + 2 * ask, 2 * ask
+                asks_at = now + ASK_SECONDS
                 for neighbour in there:
                     self._say_bye(neighbour)
             self._take(self._transport.receive(min(deadline - now, TICK)))
@@ -299,7 +299,9 @@ class Neighbourhood:
         """Give the round up to which a neighbour's masks are here, without those that came past a lost one."""
         held = self._incoming.held(neighbour)
         here = self._experiment.mode == "async" or neighbour in self._inbox.get(self.round, {})
-        return held if here or held is None or held < self.round else self.round - 1 if self.round else None
+        if held is None or held < self.round or here:
+            return held
+        return self.round - 1 if self.round else None
 
     def _say_hello(self, neighbour: int) -> None:
         self._send(neighbour, wire.hello(Kind.HELLO, self.me, self.place.peer, self.round, self._holds(neighbour)))

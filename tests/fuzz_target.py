@@ -9,28 +9,15 @@ from contextlib import suppress
 import atheris
 
 with atheris.instrument_imports(include=["dslth"]):
-    import numpy as np
-
     from dslth import codecs, wire
-    from dslth.codecs import Forecast, History
     from dslth.wire import Kind, Refused
-
-SIZES = (24, 13)
-ME = wire.Hello(bytes(range(16)), SIZES, (12, 6))
-HISTORY = History(Forecast([np.zeros(n, np.float32) for n in SIZES], ME.ones))
+    from receiver import HISTORY, ME, read
 
 
 def message(data):
     """A header of its own length, then the payload."""
     cut = 1 + data[0] % wire.MAX_HEADER
-    frames = [data[1:cut], data[cut:]]
-    header = wire.read_header(frames, SIZES)
-    if header.kind in (Kind.HELLO, Kind.WELCOME):
-        wire.read_hello(frames[1])
-    elif header.kind == Kind.REFUSED:
-        wire.read_refusal(frames[1])
-    elif header.kind == Kind.MASK:
-        wire.read_mask(header, frames[1], ME, HISTORY)
+    read([data[1:cut], data[cut:]])
 
 
 def mask(data):

@@ -1,0 +1,25 @@
+"""Reading a message as a peer does, for whoever sends garbage."""
+
+import numpy as np
+
+from dslth import wire
+from dslth.codecs import Forecast, History
+from dslth.wire import Kind
+
+SIZES = (24, 13)
+DIGEST = bytes(range(16))
+ME = wire.Hello(DIGEST, SIZES, (12, 6))
+HISTORY = History(Forecast([np.zeros(n, np.float32) for n in SIZES], ME.ones))
+
+
+def read(frames):
+    """What a peer does with a message, as far as reading it goes."""
+    header = wire.read_header(frames, SIZES)
+    match header.kind:
+        case Kind.HELLO | Kind.WELCOME:
+            return wire.read_hello(frames[1])
+        case Kind.REFUSED:
+            return wire.read_refusal(frames[1])
+        case Kind.MASK:
+            return wire.read_mask(header, frames[1], ME, HISTORY)
+    return header
