@@ -7,6 +7,7 @@ import yaml
 from hypothesis import settings
 
 from processes import Commands
+from scene import Scene
 
 settings.register_profile("dslth", deadline=None)  # how long an example takes is no test
 settings.load_profile("dslth")
@@ -37,3 +38,16 @@ def commands(tmp_path):
     made = Commands(tmp_path)
     yield made
     made.end()
+
+
+@pytest.fixture
+def scene(topology_file):
+    scenes = []
+
+    def make(**experiment):
+        scenes.append(Scene(topology_file(graph={"kind": "line", "peers": 2}, **experiment)))
+        return scenes[-1]
+
+    yield make
+    for made in scenes:
+        made.close()

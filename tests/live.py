@@ -12,13 +12,14 @@ import yaml
 from dslth.runfolder import RunFolder
 
 
-def write_topology(path, *, graph=None, network=None, **experiment):
+def write_topology(path, *, graph=None, network=None, peers=None, **experiment):
     """Write a topology file of a small, quick run: a ring of three peers, an mlp, digits."""
     settings = {
         "graph": graph or {"kind": "ring", "peers": 3},
         "experiment": {"rounds": 3, "seed": 7, "model": {"name": "mlp"}, **experiment},
     }
-    path.write_text(yaml.safe_dump(settings | ({"network": network} if network else {})))
+    given = {"network": network, "peers": peers}
+    path.write_text(yaml.safe_dump(settings | {key: value for key, value in given.items() if value}))
     return path
 
 

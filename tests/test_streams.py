@@ -27,8 +27,10 @@ class Pair:
         return self.ends[neighbour].read(header, frames[1], self.hello)
 
     def again(self, neighbour, needs):
-        frames = self.outgoing.again(neighbour, needs, self.ends[neighbour].held(0), None)
-        return [self.take(neighbour, one) for one in list(frames)]
+        """What a neighbour gets when it says what it holds; the depths of those messages, and the masks."""
+        end = self.ends[neighbour]
+        frames = list(self.outgoing.again(neighbour, needs, end.held(0), wire.short_depth(end.depth(0)), None))
+        return [wire.read_header(one, SIZES).depth for one in frames], [self.take(neighbour, one) for one in frames]
 
     def refusal(self, neighbour, frames):
         with pytest.raises(Refused) as caught:
@@ -52,7 +54,7 @@ def test_neighbours_that_hold_the_same_get_the_same_payload_object():
         assert messages[1][1] is messages[2][1]
 
 
-def test_after_a_loss_a_key_frame_puts_one_neighbour_right_and_leaves_the_other_alone():
+def test_what_was_lost_comes_again_as_it_was_and_the_other_neighbour_is_left_alone():
     pair, masks = Pair("context"), walk(3, 12)
     for round_, mask in enumerate(masks):
         messages = pair.send(round_, mask)
@@ -61,21 +63,40 @@ def test_after_a_loss_a_key_frame_puts_one_neighbour_right_and_leaves_the_other_
             continue  # lost on its way to neighbour 1
         if round_ == 6:
             assert pair.refusal(1, messages[1]) is Refusal.UNKNOWN_BASE
-            assert pair.again(2, 6) == []
-            assert pair.again(1, 6) == [mask]
-            assert pair.again(1, 6) == []
+            assert pair.again(2, 6) == ([], [])
+            assert pair.again(1, 6) == ([5, 6], masks[5:7])
+            assert pair.again(1, 6) == ([], [])
         else:
             assert pair.take(1, messages[1]) == mask
 
 
-def test_a_neighbour_that_is_a_round_behind_gets_both_masks_that_it_lost():
-    pair, masks = Pair("context"), walk(8, 6)
-    for round_ in range(4):
+def test_who_lost_more_than_is_kept_begins_a_new_chain_with_a_key_frame():
+    pair, masks = Pair("context"), walk(8, 8)
+    for round_ in range(6):
         messages = pair.send(round_, masks[round_])
         if round_ < 2:
             pair.take(1, messages[1])
-    assert pair.again(1, 2) == masks[2:4]
-    assert pair.take(1, pair.send(4, masks[4])[1]) == masks[4]
+    assert pair.again(1, 2) == ([0, 1], masks[4:6])
+    assert pair.take(1, pair.send(6, masks[6])[1]) == masks[6]
+
+
+def test_who_began_anew_gets_the_rounds_that_it_needs_from_a_key_frame_on():
+    pair, masks = Pair("context", keep=7), walk(11, 6)
+    for round_ in range(6):
+        pair.take(1, pair.send(round_, masks[round_])[1])
+    forecast = forecast_of(SIZES, 1)
+    pair.ends[1] = Incoming(lambda peer, hello: forecast, fewer=True)
+    frames = list(pair.outgoing.again(1, 3, 2, 0, None))  # as its checkpoint says: up to round 2
+    assert [pair.take(1, one) for one in frames] == masks[3:6]
+
+
+def test_what_does_not_help_three_times_is_followed_by_a_key_frame():
+    pair, masks = Pair("context"), walk(12, 5)
+    for round_ in range(4):
+        pair.take(1, pair.send(round_, masks[round_])[1])
+    pair.send(4, masks[4])
+    depths = [wire.read_header(next(pair.outgoing.again(1, 4, 3, 4, None)), SIZES).depth for _ in range(4)]
+    assert depths == [4, 4, 4, 0]
 
 
 def test_a_key_frame_that_was_not_needed_keeps_both_ends_together():
@@ -83,7 +104,7 @@ def test_a_key_frame_that_was_not_needed_keeps_both_ends_together():
     for round_, mask in enumerate(masks):
         assert pair.take(1, pair.send(round_, mask)[1]) == mask
         if round_ == 3:
-            frames = list(pair.outgoing.again(1, round_, round_ - 1, None))
+            frames = list(pair.outgoing.again(1, round_, round_ - 1, 0, None))
             assert [pair.take(1, one) for one in frames] == [mask]
 
 
@@ -104,13 +125,3 @@ def test_a_mask_of_another_sequence_is_refused_and_forgotten():
     foreign = other.send(3, masks[3])[1]
     assert pair.refusal(1, foreign) is Refusal.CORRUPT
     assert pair.take(1, pair.send(3, masks[3])[1]) == masks[3]
-
-
-def test_a_lost_neighbour_begins_anew():
-    pair, masks = Pair("context"), walk(7, 3)
-    pair.take(1, pair.send(0, masks[0])[1])
-    pair.outgoing.lost(1)
-    pair.ends[1].lost(0)
-    frames = pair.send(1, masks[1])[1]
-    assert wire.read_header(frames, SIZES).depth == 0
-    assert pair.take(1, frames) == masks[1]

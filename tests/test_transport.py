@@ -43,7 +43,7 @@ def test_a_process_that_accepts_and_never_speaks_is_not_back(transports):
     b, address = transports()
     a.connect(1, address)
     wait_for(lambda: a.connected() == {1}, a)
-    assert a.reconnected() == []
+    assert a.opened() == [1]
     b.close()
     wait_for(lambda: a.connected() == frozenset(), a)
     with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))) as stopped:
@@ -53,9 +53,9 @@ def test_a_process_that_accepts_and_never_speaks_is_not_back(transports):
             assert connection.recv(1)  # its greeting: TCP is there
             a.receive(0.05)
             assert a.connected() == frozenset()
-            assert a.reconnected() == []
+            assert a.opened() == []
     transports(address)
-    assert wait_for(a.reconnected, a) == [1]
+    assert wait_for(a.opened, a) == [1]
     assert a.connected() == {1}
 
 
@@ -63,17 +63,19 @@ def test_a_neighbour_that_moved_is_reached_at_its_new_address_and_its_bytes_coun
     a, _ = transports()
     b, before = transports()
     a.connect(1, before)
+    assert not a.send(1, [b"too early", b""])
+    wait_for(a.opened, a)
     assert a.send(1, [b"header", bytes(1000)])
     deliver(b)
     counted = a.link_bytes()[1]
     assert counted.sent > 1000
     c, after = transports()
     a.connect(1, after)
+    assert wait_for(a.opened, a) == [1]
     assert a.send(1, [b"header", bytes(2000)])
     assert deliver(c).frames == [b"header", bytes(2000)]
     assert a.link_bytes()[1].sent > counted.sent + 2000
     assert a.connected() == {1}
-    assert a.reconnected() == []
 
 
 def test_in_memory_who_has_a_mailbox_is_connected():

@@ -6,10 +6,10 @@ changes it but a mask that passed every check of ``wire``.
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
+from statistics import median_high, median_low
 
 from dslth import wire
 from dslth.config import RunConfig, identity
@@ -28,15 +28,26 @@ __all__ = ["Neighbourhood", "Place"]
 TICK = 0.2
 """Seconds after which a waiting peer looks whether it was asked to end."""
 ASK_SECONDS = 2.0
-"""After how long a peer asks again for what does not come; for a mask, twice as long each time."""
+"""After how long a peer asks, at the soonest, for what does not come; twice as long each time."""
+PATIENCE = 4.0
+"""How many times as long as it lately waited for a neighbour a peer waits before it asks."""
+MOST_PATIENT_SECONDS = 30.0
+WAITS = 5
+"""Rounds that tell a neighbour's pace by the middle one of them: in some a mask may have been lost."""
+AGAIN_SECONDS = 1.0
+"""How long a peer at least lets pass within a round until it says again that masks are lost, or sends them again."""
+MOVE_SECONDS = 5.0
+"""How long a peer at least lets pass between two moves of a neighbour."""
 AHEAD = 8
 """Rounds that a neighbour's mask may be ahead and still be kept for later, besides those between checkpoints."""
 BEHIND = 1
 """Rounds that a peer may be behind its neighbours without skipping any."""
+SKIP = 16
+"""Rounds that a peer skips at once, at most: a neighbour that lies about the round costs no more than that."""
 PROBATION = 8
 """Rounds that pass, longer with each loss, until a lost neighbour whose masks are late is waited for once more."""
-EXTRA = 256
-"""Messages that a peer takes in at most once a round is over, so that a flood does not hold it."""
+EXTRA, EXTRA_SECONDS = 256, 0.5
+"""Messages that a peer takes in at most once a round is over, and for how long, so that a flood does not hold it."""
 STOPPED_SECONDS = 1.0
 """A peer that looks up from waiting after longer than this was stopped, or its machine was."""
 LEAVE_SECONDS = 5.0
@@ -63,6 +74,29 @@ class Place:
     def neighbours(self) -> tuple[int, ...]:
         """The peers that this one talks to."""
         return self.topology.neighbours(self.peer)
+
+
+class _Asking:
+    """When to ask each neighbour: after its ``patience`` in seconds, and then after twice as long each time.
+
+    Never less often than every ``most`` seconds.
+    """
+
+    def __init__(self, now: float, patience: Mapping[int, float], most: float = float("inf")) -> None:
+        self._pause, self._most = dict(patience), most
+        self._at = {neighbour: now + pause for neighbour, pause in patience.items()}
+
+    def due(self, whom: Iterable[int], now: float, growth: float = 2) -> list[int]:
+        """Return those of some neighbours that it is time to ask, and take it that they are asked now."""
+        due = [neighbour for neighbour in whom if now >= self._at[neighbour]]
+        for neighbour in due:
+            self._pause[neighbour] = min(growth * self._pause[neighbour], self._most)
+            self._at[neighbour] = now + self._pause[neighbour]
+        return due
+
+    def delay(self, seconds: float) -> None:
+        """Leave out a time in which this peer stood still."""
+        self._at = {neighbour: at + seconds for neighbour, at in self._at.items()}
 
 
 class Neighbourhood:
@@ -101,11 +135,18 @@ class Neighbourhood:
         self._gone: dict[int, int] = {}
         self._losses: Counter[int] = Counter()
         self._heard: dict[int, int] = {}
+        self._claimed: dict[int, int] = {}
+        self._arriving = True
+        self._waits: dict[int, deque[float]] = {n: deque(maxlen=WAITS) for n in place.neighbours}
         self._inbox: dict[int, dict[int, BitMask]] = {}
         self._newest: dict[int, tuple[int, BitMask]] = {}
         self._asked: set[tuple[int, int]] = set()
+        self._once: dict[tuple[int, Kind], tuple[int, float]] = {}
+        self._spoken: set[int] = set()
+        self._moved: dict[int, float] = {}
+        self._moving: set[int] = set()
         self._byes: dict[int, bool] = {}
-        self._connected = self._begun = self._leaving = False
+        self._connected = self._leaving = False
 
     @property
     def sent(self) -> tuple[tuple[int, BitMask], ...]:
@@ -120,9 +161,10 @@ class Neighbourhood:
 
     def send(self, mask: BitMask) -> None:
         """Send the round's mask to all neighbours."""
+        self._greet_whom_it_reaches()
         acknowledge = {neighbour: self._holds(neighbour) for neighbour in self.place.neighbours}
         for neighbour, message in self._outgoing.messages(self.round, mask, acknowledge):
-            self._send_mask(neighbour, message)
+            self._send(neighbour, message, mask=True)
 
     def gather(self) -> Mapping[int, BitMask]:
         """Wait for the masks of a round from all who are there, up to the deadline.
@@ -132,23 +174,27 @@ class Neighbourhood:
         round_, start, decoded = self.round, time.monotonic(), self._ledger.spent("decode")
         limit = self._experiment.deadline
         deadline = start + (float("inf") if limit == "none" else limit)
-        ask, asks_at, extra, looked = ASK_SECONDS, start + ASK_SECONDS, 0, start
+        asking = _Asking(start, {neighbour: self._patience(neighbour) for neighbour in self.place.neighbours})
+        extra, over, looked, before = 0, 0.0, start, set(self._awaited)
         while not self._stop.is_set():
             missing = self._missing(round_)
             now = time.monotonic()
             if now - looked > STOPPED_SECONDS:  # this process stood still, and its neighbours are not to blame
-                start, deadline, asks_at = (then + now - looked for then in (start, deadline, asks_at))
+                start, deadline = start + now - looked, deadline + now - looked
+                asking.delay(now - looked)
             looked = now
-            if missing and now >= asks_at:
-                asks_at, ask = now + 2 * ask, 2 * ask
-                for neighbour in missing:
-                    self._say_hello(neighbour)
+            for neighbour in before - missing:
+                self._waits[neighbour].append(now - start)
+            before = missing
+            for neighbour in asking.due(missing, now):
+                self._say(Kind.ASK, neighbour)
             # with nothing more to wait for, what is there already is taken in still: someone lost may have come back
             done = not missing or now >= deadline
-            delivery = self._transport.receive(0.0 if done else min(deadline - now, asks_at - now, TICK))
+            over = over or (now if done else 0.0)
+            delivery = self._transport.receive(0.0 if done else min(deadline - now, TICK))
             self._take(delivery)
             extra += done
-            if done and (delivery is None or extra == EXTRA):
+            if done and (delivery is None or extra == EXTRA or now >= over + EXTRA_SECONDS):
                 for neighbour in self._missing(round_):
                     self._lose(neighbour)
                 break
@@ -158,6 +204,11 @@ class Neighbourhood:
             return received
         oldest = round_ - self._experiment.staleness
         return {neighbour: mask for neighbour, (newest, mask) in self._newest.items() if newest >= oldest}
+
+    def _patience(self, neighbour: int) -> float:
+        """Return how long to wait for a neighbour before asking: it may be slow, and asking costs bytes."""
+        lately = median_high(self._waits[neighbour] or [0.0])
+        return min(max(ASK_SECONDS, PATIENCE * lately), MOST_PATIENT_SECONDS)
 
     def _missing(self, round_: int) -> set[int]:
         """Give the neighbours to wait for: those that are in this round or before it and whose mask is not here."""
@@ -191,19 +242,28 @@ class Neighbourhood:
             self._ledger.notice("back", self.round, neighbour)
 
     def catch_up(self) -> None:
-        """Skip rounds where the neighbours that are there have gone on without this peer.
+        """Skip rounds where the neighbours that are there have gone on without this peer, a bounded number at once.
 
-        Who waits for this peer's mask is in its round or before. The middle one counts: a liar cannot push further.
+        Who waits for this peer's mask is in its round or before. What counts is masks that were read, not words, and of
+        the neighbours that are there the middle one: a liar cannot push further.
         """
-        loose, begun, self._begun = self._experiment.mode == "async", self._begun, True
-        if self.patient or (loose and begun) or not self._experiment.algorithm.exchange:
-            return  # in async mode everybody has a pace of its own, once it is there
-        heard = [round_ for n, round_ in self._heard.items() if n in self._transport.connected()]
-        ahead = min(median_low(heard) + 1, self._experiment.rounds - 1) if heard else 0
+        loose = self._experiment.mode == "async"
+        if self.patient or not self._experiment.algorithm.exchange or (loose and not self._arriving):
+            return
+        # in async mode everybody has a pace of its own, once it has come to where the others were when it joined
+        self._arriving = self._middle(self._claimed) > self.round + BEHIND
+        evidence = {n: min(r, self._claimed.get(n, 0)) for n, r in self._heard.items()} if loose else self._heard
+        ahead = min(self._middle(evidence) + 1, self._experiment.rounds - 1)
         if ahead > self.round + 1 + BEHIND:  # less is made up by playing: the others wait for who is late
+            ahead = min(ahead, self.round + SKIP)
             self._ledger.notice("skipped", self.round, detail=f"to round {ahead}")
             self.round = ahead
             self._inbox = {round_: box for round_, box in self._inbox.items() if round_ >= ahead}
+
+    def _middle(self, rounds: Mapping[int, int]) -> int:
+        """Return the middle one of the rounds of the neighbours that are there; of whom nothing is known, its own."""
+        there = [rounds.get(neighbour, self.round) for neighbour in self._transport.connected()]
+        return median_low(there) if there else self.round
 
     # --- coming and going -------------------------------------------------------------------------------------------
 
@@ -211,7 +271,8 @@ class Neighbourhood:
         """Say hello to all neighbours until each has said it too, and welcomed this one.
 
         With both seen, no word from before the first round is under way any more. Whoever does not come within the
-        time-out is an error in a new ``sync`` run; else the peer begins with those who are there.
+        time-out is an error in a new ``sync`` run; else the peer begins with those who are there. A peer that comes
+        late waits a moment for the masks that show where the others are.
         """
         self._connect()
         patience = self.place.join_timeout
@@ -219,13 +280,14 @@ class Neighbourhood:
             patience = min(patience, self._experiment.deadline)
         deadline = time.monotonic() + (float("inf") if resumed and self.patient else patience)
         refused_until = float("inf")
-        asks_at = time.monotonic() + ASK_SECONDS
+        asking = _Asking(time.monotonic(), dict.fromkeys(self.place.neighbours, ASK_SECONDS), most=4 * ASK_SECONDS)
         while (missing := self._unmet()) and not self._stop.is_set():
             now = time.monotonic()
-            if now >= asks_at:  # a hello, or its welcome, may have been lost
-                asks_at = now + ASK_SECONDS
-                for neighbour in missing & self._transport.connected():
-                    self._say_hello(neighbour)
+            there = missing & self._transport.connected()
+            heard_of = {neighbour for neighbour, _ in self._met}
+            # a hello, or its welcome, may have been lost; who has said nothing at all may only be slow to begin
+            for neighbour in [*asking.due(there & heard_of, now, growth=1), *asking.due(there - heard_of, now)]:
+                self._say_hello(neighbour)
             if self._differs:
                 refused_until = min(refused_until, now + REFUSED_SECONDS)
             if now >= refused_until or (self._differs and missing <= self._differs.keys() & self._told):
@@ -238,12 +300,22 @@ class Neighbourhood:
                     return
                 self._give_up(missing)
             self._take(self._transport.receive(min(deadline - now, TICK)))
+        self._see_where_the_others_are()
+
+    def _see_where_the_others_are(self) -> None:
+        shown_by = time.monotonic() + ASK_SECONDS
+        while self._is_late() and not self._stop.is_set() and (now := time.monotonic()) < shown_by:
+            self._take(self._transport.receive(min(shown_by - now, TICK)))
+
+    def _is_late(self) -> bool:
+        """Tell whether the neighbours say that they are far ahead, and their masks do not show it yet."""
+        far = self.round + 1 + BEHIND
+        return not self.patient and self._middle(self._claimed) > far >= self._middle(self._heard)
 
     def _connect(self) -> None:
         self._connected = True
         for neighbour in self.place.neighbours:
             self._transport.connect(neighbour, self._addresses[neighbour])
-            self._say_hello(neighbour)
 
     def _give_up(self, missing: set[int]) -> None:
         refused = self._ledger.refused
@@ -268,12 +340,10 @@ class Neighbourhood:
         for neighbour in self.place.neighbours:
             self._say_bye(neighbour)
         now = time.monotonic()
-        deadline, asks_at = now + patience, now + ASK_SECONDS
+        deadline, asking = now + patience, _Asking(now, dict.fromkeys(self.place.neighbours, ASK_SECONDS))
         while (there := self._still_there()) and not self._stop.is_set() and (now := time.monotonic()) < deadline:
-            if now >= asks_at:  # a bye may have been lost, this peer's or theirs
-                asks_at = now + ASK_SECONDS
-                for neighbour in there:
-                    self._say_bye(neighbour)
+            for neighbour in asking.due(there, now):  # a bye may have been lost, this peer's or theirs
+                self._say_bye(neighbour)
             self._take(self._transport.receive(min(deadline - now, TICK)))
 
     def _still_there(self) -> set[int]:
@@ -285,15 +355,10 @@ class Neighbourhood:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def _send(self, neighbour: int, frames: wire.Frames, *, mask: bool = False) -> bool:
-        handed_over = self._transport.send(neighbour, frames)
-        if handed_over:
+    def _send(self, neighbour: int, frames: wire.Frames, *, mask: bool = False) -> None:
+        if self._transport.send(neighbour, frames):
             self._ledger.sent(neighbour, frames, mask=mask)
-        return handed_over
-
-    def _send_mask(self, neighbour: int, frames: wire.Frames) -> None:
-        if not self._send(neighbour, frames, mask=True):
-            self._outgoing.lost(neighbour)
+            self._spoken.add(neighbour)
 
     def _holds(self, neighbour: int) -> int | None:
         """Give the round up to which a neighbour's masks are here, without those that came past a lost one."""
@@ -304,17 +369,47 @@ class Neighbourhood:
         return self.round - 1 if self.round else None
 
     def _say_hello(self, neighbour: int) -> None:
-        self._send(neighbour, wire.hello(Kind.HELLO, self.me, self.place.peer, self.round, self._holds(neighbour)))
+        held, sent = self._holds(neighbour), self._outgoing.newest
+        self._send(neighbour, wire.hello(Kind.HELLO, self.me, self.place.peer, self.round, held, sent))
+
+    def _say(self, kind: Kind, neighbour: int) -> None:
+        """Ask a neighbour what it has sent, or tell it what it was sent."""
+        held, sent = self._holds(neighbour), self._outgoing.newest
+        self._send(neighbour, wire.word(kind, self.me.digest, self.place.peer, self.round, held, sent))
+
+    def _say_lost(self, neighbour: int) -> None:
+        """Ask for the masks that a neighbour sent and that did not come."""
+        if self._lately(neighbour, Kind.LOST):
+            return
+        held, depth = self._holds(neighbour), self._incoming.depth(neighbour)
+        if held != self._incoming.held(neighbour):
+            depth = 0  # a later one came: its chain is of no use for those before
+        self._send(neighbour, wire.lost(self.me.digest, self.place.peer, self.round, held, depth))
+
+    def _lately(self, neighbour: int, what: Kind) -> bool:
+        """Tell whether something was done for a neighbour in this round, a moment ago; if not, it is done now."""
+        now = time.monotonic()
+        round_, when = self._once.get((neighbour, what), (-1, now))
+        if round_ == self.round and now < when + AGAIN_SECONDS:
+            return True
+        self._once[neighbour, what] = self.round, now
+        return False
 
     def _say_bye(self, neighbour: int) -> None:
         self._send(neighbour, wire.bye(self.me.digest, self.place.peer, self.round, heard=neighbour in self._byes))
 
-    def _take(self, delivery: Delivery | None) -> None:
-        """Take in what arrived, or count why not."""
-        for neighbour in self._transport.reconnected():
+    def _greet_whom_it_reaches(self) -> None:
+        for neighbour in self._transport.opened():
             self._say_hello(neighbour)
             if self._leaving:
                 self._say_bye(neighbour)
+            if neighbour in self._moving:
+                self._moving.remove(neighbour)
+                self._ledger.notice("moved", self.round, neighbour, detail=self._addresses[neighbour])
+
+    def _take(self, delivery: Delivery | None) -> None:
+        """Take in what arrived, or count why not."""
+        self._greet_whom_it_reaches()
         if delivery is None:
             return
         try:
@@ -338,19 +433,31 @@ class Neighbourhood:
                 self._accept_hello(header, payload, delivery)
             case Kind.WELCOME if from_its_address:
                 self._greet(header, payload)
-                self._send_again_if_lost(header)
             case Kind.REFUSED if from_its_address:
                 self._differs[sender] = wire.differences(self._identity, wire.read_refusal(payload))
-            case Kind.MASK | Kind.BYE if sender not in self._routes or self._routes[sender] != delivery.route:
+            case Kind.HELLO | Kind.WELCOME | Kind.REFUSED:
+                raise Refused(Refusal.STRANGER)
+            case _ if sender not in self._routes or self._routes[sender] != delivery.route:
                 raise Refused(Refusal.NO_HELLO)  # each connection says hello first
-            case Kind.MASK | Kind.BYE if header.tag != wire.tag(self.me.digest):
+            case _ if header.tag != wire.tag(self.me.digest):
                 raise Refused(Refusal.WRONG_RUN)
+            case _:
+                self._accept_word(header, payload)
+
+    def _accept_word(self, header: wire.Header, payload: bytes) -> None:
+        """Take in what a neighbour says after its hello."""
+        match header.kind:
             case Kind.MASK:
                 self._accept_mask(header, payload)
             case Kind.BYE:
                 self._accept_bye(header)
-            case _:
-                raise Refused(Refusal.STRANGER)
+            case Kind.ASK:
+                self._say(Kind.TELL, header.sender)
+                self._look_for_losses(header)
+            case Kind.TELL:
+                self._look_for_losses(header)
+            case Kind.LOST:
+                self._send_again(header)
 
     def _accept_hello(self, header: wire.Header, payload: bytes, delivery: Delivery) -> None:
         sender = header.sender
@@ -365,17 +472,22 @@ class Neighbourhood:
         again = self._routes.get(sender) == delivery.route
         self._routes[sender] = delivery.route
         self._transport.identify(delivery.route, sender)
-        self._follow(sender, self._greeted[sender].address)
+        self._follow(sender, self._greeted[sender].address, delivery.route)
         # whoever is further behind skips rounds, and says by its first mask which is the next that it plays
         near = header.round >= self.round - BEHIND or self._experiment.mode == "async"
         if sender not in self._awaited and (self.patient or near):
             self._await(sender, self.round if self.patient else self.round + bool(self.round))
+        self._outgoing.holds(sender, header.acknowledged)
         welcome = wire.hello(Kind.WELCOME, self.me, self.place.peer, self.round, self._holds(sender))
         if self._transport.answer(delivery.route, welcome):
             self._ledger.sent(sender, welcome)
-        self._send_again_if_lost(header)
-        if again:  # it lacks something: this peer's hello may have been lost
-            self._say_hello_once(sender)
+        newest = self._outgoing.newest
+        if newest is not None and (header.acknowledged is None or header.acknowledged < newest):
+            self._say(Kind.TELL, sender)
+        self._look_for_losses(header)
+        if again and (sender, self.round) not in self._asked:  # it lacks something: this peer's hello may be lost
+            self._asked = {(sender, self.round)} | {key for key in self._asked if key[1] == self.round}
+            self._say_hello(sender)
         if self._leaving:
             self._say_bye(sender)
 
@@ -388,7 +500,7 @@ class Neighbourhood:
             raise Refused(Refusal.WRONG_DENSITY)  # a device keeps its density within a run
         self._greeted[sender] = hello
         self._met.add((sender, Kind(header.kind)))
-        self._heard[sender] = max(self._heard.get(sender, 0), header.round)  # what was queued for long comes late
+        self._claimed[sender] = max(self._claimed.get(sender, 0), header.round)  # what was queued for long comes late
 
     def _accept_bye(self, header: wire.Header) -> None:
         sender, heard = header.sender, header.held > 0
@@ -400,38 +512,57 @@ class Neighbourhood:
         elif self._awaited.pop(sender, None) is not None and header.round < self._experiment.rounds:
             self._miss("left", sender)
 
-    def _follow(self, neighbour: int, address: str) -> None:
-        """Connect to a neighbour that listens elsewhere than it did."""
-        if not address or address == self._addresses[neighbour]:
+    def _follow(self, neighbour: int, address: str, route: Hashable) -> None:
+        """Connect to a neighbour that listens elsewhere than it did, or again where the topology says (no address).
+
+        Refused where that cannot be: whoever speaks in a neighbour's name must not have a peer connect to anything.
+        """
+        address = address or self.place.addresses[neighbour]
+        now = time.monotonic()
+        if address == self._addresses[neighbour] or now < self._moved.get(neighbour, float("-inf")) + MOVE_SECONDS:
             return
+        if not self._transport.authenticated:  # else only the owner of its key is believed, there too
+            hosts = {
+                self._transport.host_of(route),
+                *map(host, (self._addresses[neighbour], self.place.addresses[neighbour])),
+            }
+            if host(address) not in hosts:
+                raise Refused(Refusal.WRONG_ADDRESS)
         try:
             self._transport.connect(neighbour, address)
         except AddressError:
-            raise Refused(Refusal.MALFORMED) from None
-        self._addresses[neighbour] = address
-        self._ledger.notice("moved", self.round, neighbour, detail=address)
-        self._say_hello(neighbour)
+            raise Refused(Refusal.WRONG_ADDRESS) from None
+        self._addresses[neighbour], self._moved[neighbour] = address, now
+        self._moving.add(neighbour)
 
-    def _send_again_if_lost(self, header: wire.Header) -> None:
-        """Send key frames to a neighbour whose hello says that it holds less than it was sent."""
+    def _look_for_losses(self, header: wire.Header) -> None:
+        """Ask for what a neighbour says that it has sent, and that is not here: it would have come before the word."""
         held = self._holds(header.sender)
-        for frames in self._outgoing.again(header.sender, header.round, header.acknowledged, held):
-            self._send_mask(header.sender, frames)
+        if header.sent is not None and (held is None or held < header.sent):
+            self._say_lost(header.sender)
+
+    def _send_again(self, header: wire.Header) -> None:
+        """Send the masks again that a neighbour lost, once for each time that it may have heard of them."""
+        sender = header.sender
+        if sender not in self._spoken or self._lately(sender, Kind.MASK):
+            return
+        held = self._holds(sender)
+        for frames in self._outgoing.again(sender, header.round, header.acknowledged, header.depth, held):
+            self._send(sender, frames, mask=True)
+        self._spoken.discard(sender)
 
     def _accept_mask(self, header: wire.Header, payload: bytes) -> None:
         sender, loose = header.sender, self._experiment.mode == "async"
-        self._heard[sender] = max(self._heard.get(sender, 0), header.round)
-        if header.round > self.round + self._ahead and not loose:
-            self._met.add((sender, Kind.WELCOME))  # long past its first round: a welcome that is not here yet is lost
-            raise Refused(Refusal.FUTURE)
         try:
             mask = self._incoming.read(header, payload, self._greeted[sender])
         except Refused as refused:
             if refused.reason in (Refusal.UNKNOWN_BASE, Refusal.CORRUPT):
-                self._say_hello_once(sender, holding=False)
+                self._say_lost(sender)
             raise
-        if (-1 if header.acknowledged is None else header.acknowledged) < header.round - 1 and not loose:
-            self._outgoing.lost(sender)  # it went on without this peer's mask
+        self._heard[sender] = max(self._heard.get(sender, 0), header.round)
+        if header.round > self.round + self._ahead and not loose:
+            self._met.add((sender, Kind.WELCOME))  # long past its first round: a welcome that is not here yet is lost
+            raise Refused(Refusal.FUTURE)
         newer = sender not in self._newest or self._newest[sender][0] < header.round
         if newer:
             self._newest[sender] = header.round, mask
@@ -453,10 +584,8 @@ class Neighbourhood:
         if sender not in self._awaited or sender in self._gone:
             self._await(sender, round_)
 
-    def _say_hello_once(self, neighbour: int, *, holding: bool = True) -> None:
-        """Say hello, or ask for a key frame as one that holds nothing; once a round: none can make much of it."""
-        if (neighbour, self.round) not in self._asked:
-            self._asked = {(neighbour, self.round)} | {key for key in self._asked if key[1] == self.round}
-            if not holding:
-                self._incoming.lost(neighbour)
-            self._say_hello(neighbour)
+
+def host(address: str) -> str:
+    """Return the host of an address such as ``tcp://127.0.0.1:47100``."""
+    name = address.partition("://")[2].rpartition(":")[0]
+    return "127.0.0.1" if name == "localhost" else name

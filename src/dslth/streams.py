@@ -1,20 +1,34 @@
 """The masks of one peer as a stream to each neighbour, and its neighbours' streams to it.
 
 What a mask is coded against must be the same at both ends: a key frame builds on the forecast that the run's seed
-gives, each further mask on those before it. A sender takes what it handed to a connection as arrived, because TCP
-delivers in order; where that turns out wrong (a broken connection, a restart, a refused mask) the receiver says in a
-hello what it holds, and gets what it lacks as key frames in the same round.
+gives, each further mask on those before it, one chain. A sender takes what it handed to a connection as arrived,
+because TCP delivers in order; where that turns out wrong (a broken connection, a restart, a refused mask) the receiver
+says how far its chain goes. What it lacks comes again as it was, or, where the chains have parted, from a key frame on.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from dslth import codecs, wire
-from dslth.codecs import Forecast, History
+from dslth.codecs import Codec, Forecast, History
 from dslth.masks import BitMask
 from dslth.wire import Frames, Header, Hello, Refusal, Refused
 
 __all__ = ["Incoming", "Outgoing"]
+
+SAME_AGAIN = 3
+"""How often the same masks are sent again as they were, before a key frame begins a new chain."""
+
+
+class _Coded(NamedTuple):
+    """A mask as it was sent: ``depth`` masks of the chain before it."""
+
+    round: int
+    depth: int
+    mask: BitMask
+    codec: Codec
+    payload: bytes
 
 
 class Outgoing:
@@ -24,61 +38,97 @@ class Outgoing:
     """
 
     def __init__(self, digest: bytes, sender: int, codec: str, forecast: Forecast, keep: int) -> None:
-        self._digest, self._sender, self._codec = digest, sender, codec
+        self._digest, self._sender, self._codec, self._keep = digest, sender, codec, keep
         self._kept: deque[tuple[int, BitMask]] = deque(maxlen=keep)
         self._start = History(forecast)
         self._held: dict[int, History] = {}
+        self._coded: dict[int, deque[_Coded]] = {}
         self._has: dict[int, int] = {}
+        self._again: dict[int, tuple[int, int]] = {}
 
     @property
     def kept(self) -> tuple[tuple[int, BitMask], ...]:
         """The last masks and their rounds, oldest first."""
         return tuple(self._kept)
 
+    @property
+    def newest(self) -> int | None:
+        """The round of the last mask."""
+        return self._kept[-1][0] if self._kept else None
+
     def restore(self, kept: Iterable[tuple[int, BitMask]]) -> None:
         """Take back the masks that were sent before a restart."""
         self._kept.extend(kept)
 
-    def messages(self, round_: int, mask: BitMask, acknowledge: dict[int, int | None]) -> Iterator[tuple[int, Frames]]:
-        """Give the round's message for each neighbour, with the round of the neighbour's mask to acknowledge.
+    def holds(self, neighbour: int, round_: int | None) -> None:
+        """Learn of a neighbour that greets up to which round it has this peer's masks."""
+        self._has[neighbour] = -1 if round_ is None else round_
+
+    def messages(
+        self, round_: int, mask: BitMask, acknowledge: Mapping[int, int | None]
+    ) -> Iterator[tuple[int, Frames]]:
+        """Yield the round's message for each neighbour; ``acknowledge`` is the round of its mask that is held here.
 
         A neighbour that has the mask already, from before a restart of this peer, gets none.
         """
         self._kept.append((round_, mask))
-        coded: dict[int, tuple[History, codecs.Codec, bytes]] = {}
+        made: dict[int, tuple[History, _Coded]] = {}
         for neighbour, held in acknowledge.items():
             if self._has.get(neighbour, -1) >= round_:
                 continue
             history = self._held.get(neighbour, self._start)
             if history.round != round_ - 1:
                 history = self._start  # rounds were skipped
-            if id(history) not in coded:
-                codec, payload = codecs.encode(mask, history, self._codec)
-                coded[id(history)] = history.advanced(mask, round_), codec, payload
-            self._held[neighbour], codec, payload = coded[id(history)]
-            header = wire.mask_header(self._digest, self._sender, round_, mask.pack(), codec, history.depth, held)
-            yield neighbour, (header, payload)
+            if id(history) not in made:
+                made[id(history)] = self._code(round_, mask, history)
+            self._held[neighbour], coded = made[id(history)]
+            self._coded.setdefault(neighbour, deque(maxlen=self._keep)).append(coded)
+            yield neighbour, self._frames(coded, held)
 
-    def again(self, neighbour: int, needs: int, acknowledged: int | None, held: int | None) -> Iterator[Frames]:
-        """Give the masks that a neighbour has lost, built on nothing.
+    def again(
+        self, neighbour: int, needs: int, held: int | None, depth: int, acknowledge: int | None
+    ) -> Iterator[Frames]:
+        """Yield what a neighbour has lost.
 
-        ``needs`` is the round it is in, ``acknowledged`` that of the newest mask it holds. Nothing where it holds what
-        it was sent. Where what it needs is older than what is kept, its next mask is a key frame all the same.
+        It is in round ``needs`` and holds masks up to round ``held``, the last one the ``depth``-th of its chain (in
+        the header's form). Where these are not of the chain that it was sent, a new one begins, with the first mask
+        that it can use of those that are kept.
         """
-        has = self._has[neighbour] = -1 if acknowledged is None else acknowledged
-        if not self._kept or has >= self._kept[-1][0]:
+        after = -1 if held is None else held
+        if not self._kept or after >= self._kept[-1][0]:
             return
-        self.lost(neighbour)
-        for round_, mask in self.kept:
-            if round_ >= max(needs, has + 1):
-                codec, payload = codecs.encode(mask, self._start, self._codec)
-                header = wire.mask_header(self._digest, self._sender, round_, mask.pack(), codec, 0, held)
-                self._held[neighbour] = self._start.advanced(mask, round_)
-                yield header, payload
+        lacking = [coded for coded in self._coded.get(neighbour, ()) if coded.round > after]
+        before, tries = self._again.get(neighbour, (after, 0))
+        tries = tries + 1 if before == after else 1
+        self._again[neighbour] = after, tries
+        if tries > SAME_AGAIN or not lacking or not _continues(lacking[0], after, depth):
+            lacking = self._chain(neighbour, max(needs, after + 1))
+        for coded in lacking:
+            yield self._frames(coded, acknowledge)
 
-    def lost(self, neighbour: int) -> None:
-        """Forget what a neighbour holds: its next mask is a key frame."""
-        self._held.pop(neighbour, None)
+    def _chain(self, neighbour: int, first: int) -> list[_Coded]:
+        """Begin a new chain for a neighbour with the first kept mask of round ``first`` or later, or the last."""
+        masks = [kept for kept in self._kept if kept[0] >= first] or [self._kept[-1]]
+        history, chain = self._start, []
+        for round_, mask in masks:
+            history, coded = self._code(round_, mask, history if history.round == round_ - 1 else self._start)
+            chain.append(coded)
+        self._held[neighbour], self._coded[neighbour] = history, deque(chain, maxlen=self._keep)
+        return chain
+
+    def _code(self, round_: int, mask: BitMask, history: History) -> tuple[History, _Coded]:
+        codec, payload = codecs.encode(mask, history, self._codec)
+        return history.advanced(mask, round_), _Coded(round_, history.depth, mask, codec, payload)
+
+    def _frames(self, coded: _Coded, held: int | None) -> Frames:
+        packed = coded.mask.pack()
+        header = wire.mask_header(self._digest, self._sender, coded.round, packed, coded.codec, coded.depth, held)
+        return header, coded.payload
+
+
+def _continues(coded: _Coded, held: int, depth: int) -> bool:
+    """Tell whether a mask can be read by one that holds those up to round ``held``, ``depth`` in its chain."""
+    return coded.depth == 0 or (coded.round == held + 1 and wire.short_depth(coded.depth) == depth)
 
 
 class Incoming:
@@ -93,9 +143,14 @@ class Incoming:
         self._held: dict[int, History] = {}
 
     def held(self, neighbour: int) -> int | None:
-        """Give the round of a neighbour's newest mask."""
+        """Return the round of a neighbour's newest mask."""
         history = self._held.get(neighbour)
         return history.round if history else None
+
+    def depth(self, neighbour: int) -> int:
+        """Return how many masks a neighbour's chain has, 0 where none of its masks is here."""
+        history = self._held.get(neighbour)
+        return history.depth if history else 0
 
     def read(self, header: Header, payload: bytes, sender: Hello) -> BitMask:
         """Decode a mask and hold it; Refused where it repeats one or builds on one that is not held."""
@@ -111,12 +166,10 @@ class Incoming:
             raise Refused(Refusal.UNKNOWN_BASE)
         else:
             history = held
-        mask = wire.read_mask(header, payload, sender, history, fewer=self._fewer, flip=self._flip)
-        # a key frame of the mask that is held crossed our word that we have it: the sender begins anew there
-        if held is None or not old or (header.round == held.round and mask == held.mask):
+        if held is not None and header.round == held.round and wire.is_of(header, held.mask):
+            mask = held.mask  # a key frame of what is here already: its sender begins a new chain
+        else:
+            mask = wire.read_mask(header, payload, sender, history, fewer=self._fewer, flip=self._flip)
+        if not old or (held is not None and header.round == held.round and mask == held.mask):
             self._held[peer] = history.advanced(mask, header.round)
         return mask
-
-    def lost(self, neighbour: int) -> None:
-        """Forget a neighbour's masks, so that it hears of it and begins anew."""
-        self._held.pop(neighbour, None)

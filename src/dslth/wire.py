@@ -4,20 +4,26 @@ A message is two frames, a header and a payload. The header is a msgpack array i
 
 =========  ========================================================================================================
 version    of this format
-kind       hello, welcome, refused, mask, bye
+kind       hello, welcome, refused, mask, bye, ask, tell, lost
 tag        first 32 bits of the run digest
 sender     id of the peer that speaks
 round      the round it is in, from 0
 held       what the sender holds of the receiver's masks: 0 nothing, else 1 + its own round - the mask's round;
            in a bye: 1 where the sender has heard the receiver's
 codec      wire id of the payload's codec; 0 where the payload is no mask
-depth      on how many masks before the payload builds, 1 to 127 and 1 again; 0: on none, it is a key frame
+depth      mask: on how many masks before it builds, 1 to 127 and 1 again; 0: on none, it is a key frame
+           lost: how many masks the newest that is held builds on, itself included, in the same form
+           hello, ask, tell: the newest mask that the receiver was sent: 0 none, else 1 + own round - the mask's round
 check      CRC-32 over the fields above and what the payload stands for: the mask's packed form, else the payload
 =========  ========================================================================================================
 
 A hello opens an edge in each direction, and again after a broken connection. It carries the run digest and the layout
 of the sender's masks, which mask messages then need not repeat. Its answer, on the same connection, is a welcome of
 the same content or a refusal with the settings of the refusing peer, so that the refused one can say what differs.
+
+Whoever waits long asks, and is told; the payload of ``ask``, ``tell`` and ``lost`` is empty. TCP keeps the order on a
+connection, so a mask that its sender tells of and that has not come before those words is lost, and one that is merely
+late is not: only what was lost comes again.
 
 Nothing that arrives is trusted: lengths are checked before contents, types before values, and whatever is wrong raises
 Refused with one of the named reasons. No exception but Refused leaves the reading functions, whatever the bytes.
@@ -34,6 +40,7 @@ from zlib import crc32
 import msgpack
 
 from dslth.codecs import BY_ID, Codec, History
+from dslth.config import full_address
 from dslth.masks import BitMask, packed_size
 
 __all__ = [
@@ -49,6 +56,8 @@ __all__ = [
     "bye",
     "differences",
     "hello",
+    "is_of",
+    "lost",
     "mask_header",
     "max_payload",
     "read_header",
@@ -59,9 +68,10 @@ __all__ = [
     "run_digest",
     "short_depth",
     "tag",
+    "word",
 ]
 
-VERSION = 3
+VERSION = 4
 MAX_HEADER = 64
 """Bytes of a header at most (in practice 16 to 24)."""
 MAX_CONTROL = 16384
@@ -81,6 +91,9 @@ class Kind(IntEnum):
     REFUSED = 2
     MASK = 3
     BYE = 4
+    ASK = 5
+    TELL = 6
+    LOST = 7
 
 
 class Refusal(StrEnum):
@@ -90,6 +103,7 @@ class Refusal(StrEnum):
     OVERSIZED = "oversized"
     WRONG_VERSION = "wrong-version"
     WRONG_RUN = "wrong-run"
+    WRONG_ADDRESS = "wrong-address"
     STRANGER = "stranger"
     IMPOSTOR = "impostor"
     NO_HELLO = "no-hello"
@@ -126,7 +140,15 @@ class Header(NamedTuple):
     @property
     def acknowledged(self) -> int | None:
         """The round of the receiver's newest mask that the sender holds."""
-        return self.round - (self.held - 1) if 0 < self.held <= self.round + 1 else None
+        return self._ago(self.held)
+
+    @property
+    def sent(self) -> int | None:
+        """The round of the sender's newest mask that the receiver was sent, in a hello, an ask or a tell."""
+        return self._ago(self.depth)
+
+    def _ago(self, field: int) -> int | None:
+        return self.round - (field - 1) if 0 < field <= self.round + 1 else None
 
 
 @dataclass(frozen=True)
@@ -156,10 +178,24 @@ def max_payload(sizes: Sequence[int]) -> int:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def hello(kind: Kind, me: Hello, sender: int, round_: int, held: int | None = None) -> Frames:
-    """Write a hello or a welcome; ``held`` is the round of the receiver's newest mask that the sender holds."""
+def hello(kind: Kind, me: Hello, sender: int, round_: int, held: int | None = None, sent: int | None = None) -> Frames:
+    """Write a hello or a welcome.
+
+    ``held`` is the round of the receiver's newest mask that the sender holds, ``sent`` that of the sender's newest that
+    the receiver was sent.
+    """
     content = msgpack.packb([me.digest, list(me.sizes), list(me.ones), me.address])
-    return _sealed(kind, me.digest, sender, round_, content, held=held), content
+    return _sealed(kind, me.digest, sender, round_, content, depth=_ago(round_, sent), held=held), content
+
+
+def word(kind: Kind, digest: bytes, sender: int, round_: int, held: int | None, sent: int | None) -> Frames:
+    """Write an ask or a tell; ``held`` and ``sent`` as in a hello."""
+    return _sealed(kind, digest, sender, round_, b"", depth=_ago(round_, sent), held=held), b""
+
+
+def lost(digest: bytes, sender: int, round_: int, held: int | None, depth: int) -> Frames:
+    """Write that what came after the mask of round ``held`` is lost; that one is the ``depth``-th of its chain."""
+    return _sealed(Kind.LOST, digest, sender, round_, b"", depth=short_depth(depth), held=held), b""
 
 
 def refusal(digest: bytes, sender: int, round_: int, identity: Mapping[str, str]) -> Frames:
@@ -201,12 +237,16 @@ def _sealed(
         tag(digest),
         sender,
         round_,
-        0 if held is None else max(1, 1 + round_ - held),
+        _ago(round_, held),
         codec,
         depth,
     )
     packed: bytes = msgpack.packb((*fields, _check(fields, content)))
     return packed
+
+
+def _ago(round_: int, earlier: int | None) -> int:
+    return 0 if earlier is None else max(1, 1 + round_ - earlier)
 
 
 def tag(digest: bytes) -> int:
@@ -256,6 +296,11 @@ def read_hello(payload: bytes) -> Hello:
         _refuse(Refusal.WRONG_DENSITY)
     if type(address) is not str or len(address) > MAX_ADDRESS:
         _refuse(Refusal.MALFORMED)
+    try:
+        if address and full_address(address) != address:
+            _refuse(Refusal.WRONG_ADDRESS)
+    except ValueError:
+        _refuse(Refusal.WRONG_ADDRESS)
     return Hello(digest, tuple(sizes), tuple(ones), address)
 
 
@@ -289,6 +334,11 @@ def read_mask(
             _refuse(Refusal.WRONG_DENSITY)
     _verify(header, mask.pack())
     return mask
+
+
+def is_of(header: Header, mask: BitMask) -> bool:
+    """Tell whether a message, not decoded, is of a mask that is at hand."""
+    return header.check == _check(header[:-1], mask.pack())
 
 
 def differences(mine: Mapping[str, str], theirs: Mapping[str, str], limit: int = 3) -> str:

@@ -153,7 +153,7 @@ class Inbox:
             self._refused["impostor"] += 1
             return None
         if self._guard:
-            self._guard.identified(fd)
+            self._guard.identified(fd, event.peer)
         return event
 
     def refused(self) -> dict[str, int]:

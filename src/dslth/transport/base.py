@@ -39,28 +39,37 @@ class Transport(Protocol):
         """Listen and give the address with the real port; AddressError where that is not possible."""
 
     def connect(self, neighbour: int, address: str) -> None:
-        """Open the edge to a neighbour; it need not be there yet."""
+        """Open the edge to a neighbour, or let it lead elsewhere; the neighbour need not be there yet.
+
+        Raises AddressError where no neighbour can be at that address.
+        """
 
     def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
-        """Hand a message over, never waiting; False where the neighbour's queue is full."""
+        """Hand a message over, never waiting; False where the neighbour is not connected, or its queue is full."""
 
     def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
         """Hand over an answer to a delivery; False where whoever sent it is gone."""
 
     def receive(self, timeout: float) -> Delivery | None:
-        """Wait up to ``timeout`` seconds for a message; None without one, and early where a connection came back."""
+        """Wait up to ``timeout`` seconds for a message; None without one, and early where a connection opened."""
 
-    def reconnected(self) -> list[int]:
-        """Give the neighbours to whom the connection broke and is there again, each once; messages may be lost."""
+    def opened(self) -> list[int]:
+        """Return the neighbours to whom a connection was opened, for the first time or again, since the last call.
+
+        What was sent before may be lost.
+        """
 
     def connected(self) -> frozenset[int]:
-        """Give the neighbours that this peer's connections reach now."""
+        """Return the neighbours that this peer's connections reach now."""
 
     def refused(self) -> Mapping[str, int]:
         """Count what was refused before it became a message, by reason, since the start."""
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         """Learn that a delivery came from a neighbour, so that its connection's bytes count to that edge."""
+
+    def host_of(self, route: Hashable) -> str | None:
+        """Return the host that a delivery came from, None where that is not known."""
 
     def link_bytes(self) -> dict[int, LinkBytes] | None:
         """Read the counters of each edge; None where there is no link to count on."""

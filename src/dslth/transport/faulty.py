@@ -126,8 +126,8 @@ class FaultyTransport:
     def connect(self, neighbour: int, address: str) -> None:
         self._inner.connect(neighbour, address)
 
-    def reconnected(self) -> list[int]:
-        return self._inner.reconnected()
+    def opened(self) -> list[int]:
+        return self._inner.opened()
 
     def connected(self) -> frozenset[int]:
         return self._inner.connected()
@@ -137,6 +137,9 @@ class FaultyTransport:
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         self._inner.identify(route, neighbour)
+
+    def host_of(self, route: Hashable) -> str | None:
+        return self._inner.host_of(route)
 
     def link_bytes(self) -> dict[int, LinkBytes] | None:
         return self._inner.link_bytes()

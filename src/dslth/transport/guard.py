@@ -1,8 +1,10 @@
-"""Bounds on what strangers can take from a peer, where libzmq sets none.
+"""Bounds on what others can take from a peer, where libzmq sets none.
 
-libzmq bounds the size of a frame and the number of whole messages that wait. It bounds neither the frames of a message
-that never ends, which it keeps until the last one is there, nor the number of connections. A thread of the peer's
-watches both from outside: what the kernel received on each connection, less what the peer was given from it.
+libzmq bounds the size of a frame. It bounds neither the frames of a message that never ends, which it keeps until the
+last one is there, nor the number of connections; and its bound on waiting messages may not be used: a connection whose
+input it has stopped ends the whole process when that connection breaks at the wrong moment (an assertion in libzmq). A
+thread of the peer's watches all of it from outside: what the kernel received on each connection, less what the peer was
+given from it.
 """
 
 import threading
@@ -19,8 +21,14 @@ __all__ = ["EVENTS", "Guard"]
 
 STRANGERS = 32
 """Connections that may be open at once and have not said who they are, besides two for each neighbour."""
+PER_NEIGHBOUR = 2
+"""Connections of one neighbour that may be open at once: the one in use, and one that it does not know to be dead."""
+PATIENCE = 4
+"""How many times as much a neighbour may have waiting here as a stranger: one that is faster sends ahead."""
 LOOK_SECONDS = 0.05
 """How often the connections are looked at; what a connection can send in that time is held beyond the bound."""
+LOOK_SHARE = 0.1
+"""Share of a processor that looking may take, at most: a thousand connections are looked at less often."""
 
 EVENTS = (
     zmq.EVENT_ACCEPTED
@@ -33,24 +41,26 @@ EVENTS = (
 """What the guard wants to hear of a listening socket."""
 
 
-class _Accepted:
-    """A connection that was accepted.
+class _Watched:
+    """A connection: whose it is (None: nobody knows yet), and what it has said.
 
     ``spoke``: it has delivered a message; ``fresh``: since the last look. ``mark`` is how far its bytes were read then.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, neighbour: int | None = None) -> None:
         self.connection = Connection(fd)
+        self.neighbour = neighbour
         self.mark = 0
-        self.identified = self.spoke = self.fresh = False
+        self.spoke = self.fresh = False
 
 
 class Guard:
     """Watches the connections to a listening ``port`` by its ``monitor``, which is the guard's own from here on.
 
-    A connection that holds more than ``most_held`` bytes of unfinished or waiting messages is cut off, and so is the
-    oldest that has not said who it is where there are too many of those. ``neighbours`` is how many may be on their
-    way in.
+    It watches those that the peer opened, too, as it is told of them. A connection that holds more than ``most_held``
+    bytes of unfinished or waiting messages is cut off (a neighbour's: four times as many), and so is the oldest that
+    has not said who it is where there are too many of those, and the oldest of a neighbour that has more than two.
+    ``neighbours`` is how many may be on their way in.
 
     Connections whose handshake comes to nothing are counted as ``bad-handshake``; with ``keys`` as ``no-key`` where
     none was shown. One that ends before it has said a whole message is ``broken-off`` where libzmq does not say why: it
@@ -62,8 +72,9 @@ class Guard:
         self._no_key = "no-key" if keys else "bad-handshake"
         self.neighbours = 0
         self._lock = threading.Lock()
-        self._open: dict[int, _Accepted] = {}
-        self._early: dict[int, _Accepted] = {}
+        self._open: dict[int, _Watched] = {}
+        self._early: dict[int, _Watched] = {}
+        self._opened: dict[int, _Watched] = {}
         self._cut: set[int] = set()
         self._refused: Counter[str] = Counter()
         self._failing = ""
@@ -71,20 +82,27 @@ class Guard:
         self._thread = threading.Thread(target=self._watch, name="dslth-guard", daemon=True)
         self._thread.start()
 
-    def delivered(self, fd: int) -> None:
-        """Learn that a whole message came from a connection."""
+    def opened(self, fd: int, neighbour: int) -> None:
+        """Learn of a connection that the peer itself opened to a neighbour."""
         with self._lock:
-            accepted = self._accepted(fd)
-            accepted.spoke = accepted.fresh = True
+            self._opened[fd] = _Watched(fd, neighbour)
 
-    def identified(self, fd: int) -> None:
-        """Learn that a connection is a neighbour's."""
+    def delivered(self, fd: int, *, opened: bool = False) -> None:
+        """Learn that a whole message came from a connection; ``opened``: from one that the peer itself opened."""
         with self._lock:
-            self._accepted(fd).identified = True
+            watched = self._opened.get(fd) if opened else self._accepted(fd)
+            if watched:
+                watched.spoke = watched.fresh = True
 
-    def _accepted(self, fd: int) -> _Accepted:
-        """Give the connection of a descriptor; its words may be here before the monitor has told of it."""
-        return self._open.get(fd) or self._early.setdefault(fd, _Accepted(fd))
+    def identified(self, fd: int, neighbour: int) -> None:
+        """Learn that an accepted connection is a neighbour's."""
+        with self._lock:
+            self._accepted(fd).neighbour = neighbour
+            self._bound(neighbour)
+
+    def _accepted(self, fd: int) -> _Watched:
+        """Return the connection of a descriptor; its words may be here before the monitor has told of it."""
+        return self._open.get(fd) or self._early.setdefault(fd, _Watched(fd))
 
     def refused(self) -> Mapping[str, int]:
         """Count what was cut off and which handshakes failed, by name, since the start."""
@@ -96,7 +114,7 @@ class Guard:
         self._thread.join()
 
     def _watch(self) -> None:
-        look_at = time.monotonic()
+        looks_at = time.monotonic()
         try:
             while True:
                 if self._monitor.poll(int(1000 * LOOK_SECONDS)):
@@ -105,26 +123,24 @@ class Guard:
                         return
                     with self._lock:
                         self._note(event["event"], event["value"])
-                if time.monotonic() >= look_at:
-                    look_at = time.monotonic() + LOOK_SECONDS
+                if (now := time.monotonic()) >= looks_at:
                     with self._lock:
                         self._look()
+                    looks_at = now + max(LOOK_SECONDS, (time.monotonic() - now) / LOOK_SHARE)
         finally:
             self._monitor.close()
 
     def _note(self, event: int, value: int) -> None:
         match event:
             case zmq.EVENT_ACCEPTED:
-                accepted, early = _Accepted(value), self._early.pop(value, None)
+                accepted, early = _Watched(value), self._early.pop(value, None)
                 ends = accepted.connection.ends
                 if early and early.connection.ends == ends:
                     accepted = early
                 if ends is None or ends[0][1] != self._port:  # gone by now, and its number another connection's
                     return
                 self._open[value] = accepted
-                strangers = [fd for fd, accepted in self._open.items() if not accepted.identified]
-                if len(strangers) > STRANGERS + 2 * self.neighbours:
-                    self._cut_off(strangers[0], "too-many-connections")
+                self._bound(accepted.neighbour)
             case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:  # of the connection whose end is said next
                 mismatch = value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
                 self._failing = self._no_key if mismatch else "bad-handshake"
@@ -134,6 +150,12 @@ class Guard:
                 self._denied += 1
             case zmq.EVENT_DISCONNECTED:
                 self._ended(value)
+
+    def _bound(self, neighbour: int | None) -> None:
+        """Cut off the oldest connection of a neighbour, or of those who are nobody yet, where there are too many."""
+        theirs = [fd for fd, accepted in self._open.items() if accepted.neighbour == neighbour]
+        if len(theirs) > (STRANGERS + 2 * self.neighbours if neighbour is None else PER_NEIGHBOUR):
+            self._cut_off(theirs[0], "too-many-connections")
 
     def _ended(self, fd: int) -> None:
         accepted, failing = self._open.pop(fd, None), self._failing
@@ -149,13 +171,22 @@ class Guard:
                 self._refused["broken-off"] += 1
 
     def _look(self) -> None:
-        for fd, accepted in list(self._open.items()):
-            connection = accepted.connection
-            connection.refresh()
-            if accepted.fresh:
-                accepted.mark, accepted.fresh = connection.taken, False
-            elif connection.taken - accepted.mark > self._most_held:
+        for fd, watched in list(self._open.items()):
+            watched.connection.refresh()
+            if self._holds_too_much(watched):
                 self._cut_off(fd, "flood")
+        for fd, watched in list(self._opened.items()):
+            if not watched.connection.refresh():
+                del self._opened[fd]
+            elif self._holds_too_much(watched):
+                self._opened.pop(fd).connection.cut()
+                self._refused["flood"] += 1
+
+    def _holds_too_much(self, watched: _Watched) -> bool:
+        if watched.fresh:
+            watched.mark, watched.fresh = watched.connection.taken, False
+        patience = 1 if watched.neighbour is None else PATIENCE
+        return watched.connection.taken - watched.mark > patience * self._most_held
 
     def _cut_off(self, fd: int, reason: str) -> None:
         self._open.pop(fd).connection.cut()

@@ -26,7 +26,7 @@ class MemoryTransport:
         self._address = ""
         self._mailbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._addresses: dict[int, str] = {}
-        self._waiting: list[tuple[int, Sequence[bytes]]] = []
+        self._met: frozenset[int] = frozenset()
 
     def listen(self, address: str) -> str:
         if address in self._network.mailboxes:
@@ -40,10 +40,9 @@ class MemoryTransport:
 
     def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
         mailbox = self._network.mailboxes.get(self._addresses[neighbour])
-        if mailbox is None:  # not there yet: keep the message, as a socket would
-            self._waiting.append((neighbour, frames))
-        else:
-            mailbox.put(Delivery(frames, route=self._address))
+        if mailbox is None:
+            return False
+        mailbox.put(Delivery(frames, route=self._address))
         return True
 
     def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
@@ -54,16 +53,16 @@ class MemoryTransport:
         return True
 
     def receive(self, timeout: float) -> Delivery | None:
-        waiting, self._waiting = self._waiting, []
-        for neighbour, frames in waiting:
-            self.send(neighbour, frames)
+        if self.connected() - self._met:
+            return None
         try:
             return self._mailbox.get(timeout=max(0.0, timeout))
         except queue.Empty:
             return None
 
-    def reconnected(self) -> list[int]:
-        return []
+    def opened(self) -> list[int]:
+        before, self._met = self._met, self.connected()
+        return sorted(self._met - before)
 
     def connected(self) -> frozenset[int]:
         return frozenset(peer for peer, address in self._addresses.items() if address in self._network.mailboxes)
@@ -73,6 +72,9 @@ class MemoryTransport:
 
     def identify(self, route: Hashable, neighbour: int) -> None:
         pass
+
+    def host_of(self, route: Hashable) -> str | None:
+        return None
 
     def link_bytes(self) -> dict[int, LinkBytes] | None:
         return None

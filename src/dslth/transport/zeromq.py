@@ -1,9 +1,12 @@
-"""Peers over TCP: one ROUTER listens, one DEALER goes to each neighbour, so a directed edge is one connection."""
+"""Peers over TCP: one ROUTER listens, another connects to all neighbours; a directed edge is one connection."""
 
 import platform
+import re
+import time
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
+from ipaddress import IPv4Address
 from itertools import count
 from typing import NamedTuple
 
@@ -14,41 +17,61 @@ from dslth.errors import AddressError
 from dslth.keys import Keys
 from dslth.transport import guard
 from dslth.transport.base import Delivery, LinkBytes
+from dslth.transport.names import Names
 from dslth.transport.tcp import Connection
 from dslth.transport.zap import DOMAIN, Gate
 
 __all__ = ["ZeroMqTransport"]
 
 QUEUE = 16
-"""Messages kept for or from one neighbour at most; a peer is never more than a round ahead of another."""
-HEARTBEAT_MS = 5_000
+"""Messages kept for one neighbour at most; a peer is never more than a round ahead of another."""
 HANDSHAKE_MS = 10_000
 """How long a connection may take until it speaks ZMTP; a process that is stopped accepts TCP and no more."""
+SILENT_SECONDS = 15
+"""A host that has not answered TCP for so long is gone, and its connection closed."""
 LINGER_MS = 2_000
 RECONNECT_MS = (100, 2_000)
 ENCRYPTION = 64
 """Bytes that CURVE adds to a frame, at most (in practice 33)."""
-HELD = QUEUE + 4
+HELD = 20
 """Largest messages that a connection may have waiting here, the one that is not whole yet among them."""
+FRAMES = 3
+"""Frames of a message that are kept: one more than any has, to tell that there are too many."""
+NAMES_SECONDS = 0.2
+"""How often the numbers of names are looked at while a connection is wanted."""
+COUNT_SHARE = 0.02
+"""Share of a processor that reading the kernel's counters while waiting may take, at most."""
 
 
 class _Route(NamedTuple):
-    """Where a delivery came from: the ROUTER's name for the connection, and the connection's file descriptor."""
+    """Where a delivery came from: the listening ROUTER's name for the connection, and its file descriptor."""
 
     name: bytes
     fd: int
 
 
 class _Line:
-    """The DEALER to one neighbour and its monitor; ``up``: the handshake is done and the connection not broken."""
+    """The way to one neighbour.
 
-    def __init__(self, dealer: "zmq.Socket[bytes]", monitor: "zmq.Socket[bytes]") -> None:
-        self.dealer, self.monitor = dealer, monitor
-        self.up = self.was_up = False
+    ``endpoint`` is where ZeroMQ connects to, with the host's number, None while that is not known; ``name`` is the
+    connecting ROUTER's name for it. ``up``: the handshake is done and the connection not broken.
+    """
+
+    def __init__(self, neighbour: int, host: str, port: int) -> None:
+        self.neighbour, self.host, self.port = neighbour, host, port
+        self.endpoint: str | None = None
+        self.name = b""
+        self.up = False
 
 
 def _port(endpoint: str) -> int:
     return int(endpoint.rpartition(":")[2])
+
+
+def _is_number(host: str) -> bool:
+    with suppress(ValueError):
+        return bool(IPv4Address(host))
+    return host.startswith("[")
 
 
 class ZeroMqTransport:
@@ -56,61 +79,76 @@ class ZeroMqTransport:
 
     ``max_message`` bounds a frame: libzmq cuts off whoever sends more. With ``keys`` every connection is encrypted and
     proves at both ends who it is (CURVE); without them anyone may connect. ``refused`` counts by ``unknown-key``,
-    ``no-key``, ``bad-handshake``, ``broken-off``, ``flood`` and ``too-many-connections``.
+    ``no-key``, ``bad-handshake``, ``broken-off``, ``flood`` and ``too-many-connections``. ``names`` finds the numbers
+    of hosts.
     """
 
-    def __init__(self, max_message: int, keys: Keys | None = None) -> None:
+    def __init__(self, max_message: int, keys: Keys | None = None, names: Names | None = None) -> None:
         self.authenticated = keys is not None
         self._context = zmq.Context()
         self._max_message = max_message + ENCRYPTION
         self._keys = keys
+        self._names = names or Names()
         self._gate = Gate(self._context, keys.neighbours) if keys else None
         self._guard: guard.Guard | None = None
-        self._router = self._socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an answer to someone gone is an error, not a silent loss
-        self._router.setsockopt(zmq.ROUTER_HANDOVER, 0)  # connections are named by us: no one can take another's name
+        self._listening = self._router()
+        self._connecting = self._router()
         if keys:
-            self._router.setsockopt(zmq.CURVE_SERVER, 1)
-            self._router.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-            self._router.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
-            self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without the gate nobody comes in
+            self._listening.setsockopt(zmq.CURVE_SERVER, 1)
+            self._listening.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+            self._listening.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+            self._listening.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without the gate nobody comes in
+            self._connecting.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+            self._connecting.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self._monitor = self._monitored(self._connecting, "inproc://connecting", events)
         self._lines: dict[int, _Line] = {}
-        self._names = count()
+        self._by_name: dict[bytes, _Line] = {}
+        self._by_endpoint: dict[str, _Line] = {}
+        self._numbers = count()
+        self._looks_at = self._counts_at = 0.0
         self._connections: dict[int, list[Connection]] = {}
         self._past: dict[int, LinkBytes] = {}
-        self._reconnected: list[int] = []
+        self._opened: list[int] = []
         self._poller = zmq.Poller()
-        self._poller.register(self._router, zmq.POLLIN)
+        for waited_for in (self._listening, self._connecting, self._monitor):
+            self._poller.register(waited_for, zmq.POLLIN)
 
-    def _socket(self, kind: int) -> "zmq.Socket[bytes]":
-        made = self._context.socket(kind)
+    def _router(self) -> "zmq.Socket[bytes]":
+        made = self._context.socket(zmq.ROUTER)
+        made.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a message for someone gone is an error, not a silent loss
+        made.setsockopt(zmq.ROUTER_HANDOVER, 0)  # no one can take another's name
         made.setsockopt(zmq.LINGER, LINGER_MS)
         made.setsockopt(zmq.SNDHWM, QUEUE)
-        made.setsockopt(zmq.RCVHWM, QUEUE)
+        # No bound and no heartbeats: libzmq ends the process when it pings, or answers a ping, on a connection that
+        # broke while its input was stopped by this bound. The guard bounds what waits; TCP says whether a host is there
+        made.setsockopt(zmq.RCVHWM, 0)
+        made.setsockopt(zmq.HEARTBEAT_IVL, 0)
+        made.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, SILENT_SECONDS // 3)
+        made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, SILENT_SECONDS // 3)
+        made.setsockopt(zmq.TCP_KEEPALIVE_CNT, 2)
+        made.setsockopt(zmq.TCP_MAXRT, 1000 * SILENT_SECONDS)
         made.setsockopt(zmq.MAXMSGSIZE, self._max_message)
         made.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-        made.setsockopt(zmq.HEARTBEAT_TTL, 3 * HEARTBEAT_MS)
         made.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS[0])
         made.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS[1])
         return made
 
-    def _monitor(self, watched: "zmq.Socket[bytes]", events: int) -> "zmq.Socket[bytes]":
+    def _monitored(self, watched: "zmq.Socket[bytes]", name: str, events: int) -> "zmq.Socket[bytes]":
         monitor = self._context.socket(zmq.PAIR)
         monitor.setsockopt(zmq.LINGER, 0)
         monitor.setsockopt(zmq.RCVHWM, 0)  # libzmq's own thread would wait for room
-        name = f"inproc://monitor-{next(self._names)}"
         watched.monitor(name, events)
         monitor.connect(name)
         return monitor
 
     def listen(self, address: str) -> str:
-        monitor = self._monitor(self._router, guard.EVENTS)
+        monitor = self._monitored(self._listening, "inproc://listening", guard.EVENTS)
         try:
-            self._router.bind(address)
+            self._listening.bind(address)
         except zmq.ZMQError as error:
-            self._router.disable_monitor()
+            self._listening.disable_monitor()
             monitor.close()
             hint = (
                 "end the program that uses it or change 'network'" if error.errno == zmq.EADDRINUSE else "see 'network'"
@@ -118,73 +156,126 @@ class ZeroMqTransport:
             raise AddressError(
                 f"cannot listen on {address}: {zmq.strerror(error.errno or 0).lower()}; {hint}"
             ) from None
-        at = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        at = self._listening.getsockopt_string(zmq.LAST_ENDPOINT)
         self._guard = guard.Guard(monitor, _port(at), HELD * self._max_message, keys=self.authenticated)
         return at
 
+    # --- lines to neighbours ----------------------------------------------------------------------------------------
+
     def connect(self, neighbour: int, address: str) -> None:
-        dealer = self._socket(zmq.DEALER)
-        if self._keys:
-            dealer.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
-            dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
-            dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.neighbours[neighbour])
-        monitor = self._monitor(dealer, zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-        line = _Line(dealer, monitor)
-        try:
-            dealer.connect(address)
-        except zmq.ZMQError as error:
-            self._drop(line, linger=0)
-            raise AddressError(f"peer {neighbour} cannot be at {address}: {zmq.strerror(error.errno or 0)}") from None
-        if neighbour in self._lines:  # it listens elsewhere now
+        found = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/\[\]]+):([0-9]{1,5})", address)
+        if not found:
+            raise AddressError(f"peer {neighbour} cannot be at {address[:80]!r}: expected tcp://HOST:PORT")
+        old, line = self._lines.get(neighbour), _Line(neighbour, found[1], int(found[2]))
+        if old:  # it listens elsewhere now
             self.link_bytes()
-            old = self._lines[neighbour]
-            self._poller.unregister(old.dealer)
-            self._poller.unregister(old.monitor)
-            self._drop(old, linger=0)
+            self._let_go(old)
         self._lines[neighbour] = line
+        self._connections.setdefault(neighbour, [])
         if self._guard:
             self._guard.neighbours = len(self._lines)
-        self._connections.setdefault(neighbour, [])
-        self._poller.register(dealer, zmq.POLLIN)
-        self._poller.register(monitor, zmq.POLLIN)
+        if _is_number(line.host):
+            self._reach(line, line.host)
+        else:
+            self._find(line)
 
-    @staticmethod
-    def _drop(line: _Line, linger: int | None = None) -> None:
-        line.dealer.disable_monitor()
-        line.dealer.close(linger)
-        line.monitor.close()
+    def _find(self, line: _Line) -> None:
+        """Connect to where a neighbour's name leads now, unless the line leads there already."""
+        numbers = self._names.numbers(line.host)
+        if numbers and line.endpoint not in {f"tcp://{number}:{line.port}" for number in numbers}:
+            self._let_go(line)
+            with suppress(AddressError):  # another neighbour is there still; it is tried again
+                self._reach(line, numbers[0])
+
+    def _reach(self, line: _Line, number: str) -> None:
+        endpoint, name = f"tcp://{number}:{line.port}", b"%d" % next(self._numbers)
+        if other := self._by_endpoint.get(endpoint):
+            if _is_number(other.host) or number in self._names.numbers(other.host):
+                raise AddressError(f"peer {line.neighbour} cannot be at {endpoint}: peer {other.neighbour} is")
+            self._let_go(other)  # its name leads there no more
+        if self._keys:
+            self._connecting.setsockopt(zmq.CURVE_SERVERKEY, self._keys.neighbours[line.neighbour])
+        self._connecting.setsockopt(zmq.CONNECT_ROUTING_ID, name)
+        try:
+            self._connecting.connect(endpoint)
+        except zmq.ZMQError as error:
+            reason = zmq.strerror(error.errno or 0)
+            raise AddressError(f"peer {line.neighbour} cannot be at {endpoint}: {reason}") from None
+        line.endpoint, line.name = endpoint, name
+        self._by_endpoint[endpoint] = self._by_name[name] = line
+
+    def _let_go(self, line: _Line) -> None:
+        if line.endpoint is not None:
+            with suppress(zmq.ZMQError):
+                self._connecting.disconnect(line.endpoint)
+            del self._by_endpoint[line.endpoint], self._by_name[line.name]
+        line.endpoint, line.up = None, False
+
+    def opened(self) -> list[int]:
+        self._read_monitor()
+        opened, self._opened = self._opened, []
+        return [neighbour for neighbour in dict.fromkeys(opened) if self._lines[neighbour].up]
+
+    def connected(self) -> frozenset[int]:
+        self._read_monitor()
+        return frozenset(neighbour for neighbour, line in self._lines.items() if line.up)
+
+    def _read_monitor(self) -> None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)
+            line = self._by_endpoint.get(event["endpoint"].decode())
+            if line is None:  # of a line that leads elsewhere now
+                continue
+            match event["event"]:
+                case zmq.EVENT_CONNECTED:
+                    fd = int(event["value"])
+                    self._track(line.neighbour, fd, there=line.port)
+                    if self._guard:
+                        self._guard.opened(fd, line.neighbour)
+                case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    line.up = True
+                    self._opened.append(line.neighbour)
+                case zmq.EVENT_DISCONNECTED:
+                    line.up = False
+                    self._names.fresh(line.host)
+
+    # --- messages ---------------------------------------------------------------------------------------------------
 
     def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
-        try:
-            self._lines[neighbour].dealer.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
+        line = self._lines[neighbour]
+        return line.up and self._hand_over(self._connecting, line.name, frames)
 
     def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
-        if not isinstance(route, _Route):
-            return False
+        return isinstance(route, _Route) and self._hand_over(self._listening, route.name, frames)
+
+    @staticmethod
+    def _hand_over(router: "zmq.Socket[bytes]", name: bytes, frames: Sequence[bytes]) -> bool:
         try:
-            self._router.send_multipart([route.name, *frames], zmq.NOBLOCK)
+            router.send_multipart([name, *frames], zmq.NOBLOCK)
         except zmq.ZMQError:  # gone (EHOSTUNREACH) or full (EAGAIN)
             return False
         return True
 
     def receive(self, timeout: float) -> Delivery | None:
         ready = dict(self._poller.poll(int(1000 * max(0.0, timeout))))
-        if any(line.monitor in ready for line in self._lines.values()):
-            self._read_monitors()
-        if self._router in ready:
-            return self._from_router()
-        for neighbour, line in self._lines.items():
-            if line.dealer in ready:
-                speaker = neighbour if self._keys else None
-                return Delivery(line.dealer.recv_multipart(), None, answer_of=neighbour, speaker=speaker)
-        self.link_bytes()  # a moment to spare: a neighbour that leaves takes its connection's counters along
+        if self._monitor in ready:
+            self._read_monitor()
+        if (now := time.monotonic()) >= self._looks_at:
+            self._looks_at = now + NAMES_SECONDS
+            for line in self._lines.values():
+                if not line.up and not _is_number(line.host):
+                    self._find(line)
+        if self._listening in ready:
+            return self._from_those_who_connected()
+        if self._connecting in ready:
+            return self._from_a_line()
+        if now >= self._counts_at:  # a moment to spare: a neighbour that leaves takes its connection's counters along
+            self.link_bytes()
+            self._counts_at = now + (time.monotonic() - now) / COUNT_SHARE
         return None
 
-    def _from_router(self) -> Delivery:
-        name, *frames = self._router.recv_multipart(copy=False)
+    def _from_those_who_connected(self) -> Delivery:
+        name, frames = _received(self._listening)
         fd, speaker = -1, None
         if frames:
             with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such words
@@ -192,28 +283,18 @@ class ZeroMqTransport:
                 speaker = int(frames[0].get("User-Id")) if self._keys else None
         if self._guard:
             self._guard.delivered(fd)
-        return Delivery([frame.bytes for frame in frames], _Route(name.bytes, fd), speaker=speaker)
+        return Delivery([frame.bytes for frame in frames], _Route(name, fd), speaker=speaker)
 
-    def reconnected(self) -> list[int]:
-        again, self._reconnected = self._reconnected, []
-        return again
-
-    def _read_monitors(self) -> None:
-        for neighbour, line in self._lines.items():
-            while line.monitor.poll(0):
-                event = recv_monitor_message(line.monitor)
-                if event["event"] == zmq.EVENT_CONNECTED:
-                    self._track(neighbour, int(event["value"]), there=_port(event["endpoint"].decode()))
-                elif event["event"] == zmq.EVENT_DISCONNECTED:
-                    line.up = False
-                elif event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    if line.was_up:
-                        self._reconnected.append(neighbour)
-                    line.up = line.was_up = True
-
-    def connected(self) -> frozenset[int]:
-        self._read_monitors()
-        return frozenset(neighbour for neighbour, line in self._lines.items() if line.up)
+    def _from_a_line(self) -> Delivery | None:
+        name, frames = _received(self._connecting)
+        line = self._by_name.get(name)
+        if line is None:  # of a line that leads elsewhere now
+            return None
+        if self._guard and frames:
+            with suppress(zmq.ZMQError):
+                self._guard.delivered(int(frames[0].get(zmq.SRCFD)), opened=True)
+        speaker = line.neighbour if self._keys else None
+        return Delivery([frame.bytes for frame in frames], None, answer_of=line.neighbour, speaker=speaker)
 
     def refused(self) -> Mapping[str, int]:
         counted = Counter(self._guard.refused() if self._guard else {})
@@ -221,18 +302,24 @@ class ZeroMqTransport:
             counted["unknown-key"] += self._gate.unknown
         return dict(+counted)
 
+    def host_of(self, route: Hashable) -> str | None:
+        ends = Connection(route.fd).ends if isinstance(route, _Route) and route.fd >= 0 else None
+        return ends[1][0] if ends else None
+
+    # --- bytes ------------------------------------------------------------------------------------------------------
+
     def identify(self, route: Hashable, neighbour: int) -> None:
         if isinstance(route, _Route):
             if self._guard:
-                self._guard.identified(route.fd)
-            self._track(neighbour, route.fd, here=_port(self._router.getsockopt_string(zmq.LAST_ENDPOINT)))
+                self._guard.identified(route.fd, neighbour)
+            self._track(neighbour, route.fd, here=_port(self._listening.getsockopt_string(zmq.LAST_ENDPOINT)))
 
     def _track(self, neighbour: int, fd: int, here: int | None = None, there: int | None = None) -> None:
         """Count a connection to a neighbour, unless it is gone by now and its descriptor another connection's."""
         if fd < 0:
             return
         connection = Connection(fd)
-        known = [other.ends for connections in self._connections.values() for other in connections]
+        known = [other.ends for other in self._connections.get(neighbour, ())]
         if connection.ends is None or connection.ends in known:
             return
         if (here or there) == connection.ends[0 if here else 1][1]:
@@ -241,7 +328,7 @@ class ZeroMqTransport:
     def link_bytes(self) -> dict[int, LinkBytes] | None:
         if platform.system() != "Linux":
             return None
-        self._read_monitors()
+        self._read_monitor()
         totals = {}
         for neighbour, connections in self._connections.items():
             gone = [connection for connection in connections if not connection.refresh()]
@@ -261,12 +348,24 @@ class ZeroMqTransport:
     def close(self) -> None:
         if self._context.closed:
             return
-        for line in self._lines.values():
-            self._drop(line)
-        self._router.disable_monitor()
-        self._router.close()
+        self._connecting.disable_monitor()
+        self._connecting.close()
+        self._monitor.close()
+        self._listening.disable_monitor()
+        self._listening.close()
         if self._guard:
             self._guard.join()
         if self._gate:
             self._gate.stop()
         self._context.term()
+
+
+def _received(router: "zmq.Socket[bytes]") -> tuple[bytes, list[zmq.Frame]]:
+    """Take in a message, of which no more than the first few frames are kept however many it has."""
+    name = router.recv()
+    frames: list[zmq.Frame] = []
+    while router.getsockopt(zmq.RCVMORE):
+        frame = router.recv(copy=False)
+        if len(frames) < FRAMES:
+            frames.append(frame)
+    return name, frames

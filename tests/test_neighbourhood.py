@@ -1,0 +1,160 @@
+"""A neighbour that moves or lies, said by the test over a real socket to a real peer."""
+
+import contextlib
+import dataclasses
+import itertools
+import socket
+import time
+
+import psutil
+import pytest
+import zmq
+
+from dslth import neighbourhood, wire
+from dslth.wire import Kind
+from scene import refused_after
+
+# --- a neighbour that moves -----------------------------------------------------------------------------------------
+
+
+class Door:
+    """A TCP port that counts who comes."""
+
+    def __init__(self, host="127.0.0.1"):
+        self.server = socket.create_server((host, 0))
+        self.address = f"tcp://{host}:{self.server.getsockname()[1]}"
+        self.server.setblocking(False)
+
+    def visited(self):
+        try:
+            self.server.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+
+def hello_from(s, address, round_=0):
+    return wire.hello(Kind.HELLO, dataclasses.replace(s.me, address=address), 1, round_)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ipc:///tmp/x",
+        "inproc://x",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:99999",
+        "tcp://127.0.0.1:47100;tcp://127.0.0.1:1",
+        "127.0.0.1:47100",
+        "tcp://a b:1",
+        "tcp://\x1b[31m:1",
+        "\0",
+    ],
+)
+def test_an_address_that_is_none_is_refused(scene, address):
+    s = scene(rounds=1)
+    assert refused_after(s, hello_from(s, address)) == {"wrong-address": 1}
+    assert s.error is None
+
+
+def test_without_keys_a_neighbour_moves_to_its_own_host_only(scene):
+    s, door = scene(rounds=1), Door("127.0.0.2")
+    with door.server:
+        assert refused_after(s, hello_from(s, door.address), hello_from(s, "tcp://example.org:80")) == {
+            "wrong-address": 2
+        }
+        assert not door.visited()
+
+
+def test_a_neighbour_moves_at_most_once_in_a_while_and_takes_no_descriptors(scene):
+    s = scene(rounds=1, deadline=60)
+    doors = [Door() for _ in range(20)]
+    with contextlib.ExitStack() as stack:
+        for door in doors:
+            stack.enter_context(door.server)
+        s.join()
+        s.hear(Kind.MASK)
+        before = psutil.Process().num_fds()
+        for door in doors:
+            s.say(hello_from(s, door.address))
+            s.dealer.recv_multipart()  # the welcome: it was taken in
+        assert psutil.Process().num_fds() <= before + 2
+        assert sum(door.visited() for door in doors) <= 1
+        s.say_mask(0)
+        s.say(wire.bye(s.me.digest, 1, 1))
+        assert s.finish().rounds_completed == 1
+    assert s.noticed("moved") == []  # none of them proved to be a peer
+
+
+def test_a_neighbour_that_moves_back_to_where_the_topology_says_is_found_again(scene):
+    s = scene(rounds=3, deadline=60)
+    s.join()
+    s.hear(Kind.MASK)
+    elsewhere = s.context.socket(zmq.ROUTER)
+    try:
+        there = f"tcp://127.0.0.1:{elsewhere.bind_to_random_port('tcp://127.0.0.1')}"
+        s.say(hello_from(s, there))
+        assert elsewhere.poll(20_000)  # a hello there
+        s.say_mask(0)
+        while wire.read_header(elsewhere.recv_multipart()[1:], s.sizes).kind != Kind.MASK:
+            assert elsewhere.poll(20_000)
+    finally:
+        elsewhere.close(0)
+    deadline = time.monotonic() + 30
+    while len(s.noticed("moved")) < 2:
+        assert time.monotonic() < deadline
+        s.say(hello_from(s, "", 1))  # started again without --advertise
+        with contextlib.suppress(AssertionError):
+            s.hear(Kind.HELLO, seconds=1)
+    assert [event.detail for event in s.noticed("moved")] == [there, s.place.addresses[1]]
+    for round_ in (1, 2):
+        s.say_mask(round_)
+    s.say(wire.bye(s.me.digest, 1, 3))
+    assert s.finish().rounds_completed == 3
+
+
+# --- a neighbour that lies ------------------------------------------------------------------------------------------
+
+
+def test_one_lie_about_the_round_skips_nothing(scene):
+    s = scene(rounds=100, deadline=0.2, evaluate_every=100)
+    s.join()
+    s.hear(Kind.MASK)
+    s.say(wire.hello(Kind.HELLO, s.me, 1, 90))
+    s.say(wire.word(Kind.TELL, s.me.digest, 1, 95, 94, 95))
+    finished = s.finish()
+    assert finished.rounds_completed == 100
+    assert [event.round for event in s.rounds] == list(range(100))
+
+
+def test_a_mask_from_far_ahead_skips_a_bounded_number_of_rounds(scene):
+    s = scene(rounds=3000, deadline=0.2, evaluate_every=3000)
+    s.join()
+    s.hear(Kind.MASK)
+    s.say_mask(2990)
+    while len(s.rounds) < 2:
+        s.hear(Kind.MASK)
+    skips = [after.round - before.round for before, after in itertools.pairwise(s.rounds)]
+    assert max(skips) <= neighbourhood.SKIP + 1
+    s.stop.set()
+
+
+def test_who_holds_nothing_over_and_over_is_answered_once_in_a_while(scene):
+    s = scene(rounds=40, deadline=2.0, evaluate_every=40, checkpoint_every=10)
+    s.join()
+    for round_ in range(12):
+        s.hear(Kind.MASK)
+        s.say_mask(round_)
+    s.hear(Kind.MASK)
+    for _ in range(500):
+        s.say(wire.lost(s.me.digest, 1, 0, None, 0))
+        s.say(wire.word(Kind.ASK, s.me.digest, 1, 0, None, None))
+    again = 0
+    while s.hear(Kind.MASK)[1].round <= 12:
+        again += 1
+    assert again <= 3 * 12  # what is kept, once a second
+    s.stop.set()
+    s.thread.join(60)
+    waits = [event.seconds.wait + event.seconds.decode for event in s.rounds]
+    assert max(waits) < 2.0 + 1.0
