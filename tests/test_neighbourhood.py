@@ -1,18 +1,26 @@
-"""A neighbour that moves or lies, said by the test over a real socket to a real peer."""
+"""Neighbours that move, that lie, or that are many: played by the test over real sockets to a real peer."""
 
 import contextlib
 import dataclasses
 import itertools
+import resource
 import socket
+import threading
 import time
 
 import psutil
 import pytest
 import zmq
 
-from dslth import neighbourhood, wire
+from dslth import config, neighbourhood, topology, wire
+from dslth.config import identity
+from dslth.learner import Learner
+from dslth.neighbourhood import Place
+from dslth.peer import Peer
+from dslth.sinks import Call
+from dslth.transport.zeromq import ZeroMqTransport
 from dslth.wire import Kind
-from scene import refused_after
+from scene import mask_message, refused_after
 
 # --- a neighbour that moves -----------------------------------------------------------------------------------------
 
@@ -158,3 +166,87 @@ def test_who_holds_nothing_over_and_over_is_answered_once_in_a_while(scene):
     s.thread.join(60)
     waits = [event.seconds.wait + event.seconds.decode for event in s.rounds]
     assert max(waits) < 2.0 + 1.0
+
+
+# --- a thousand neighbours ------------------------------------------------------------------------------------------
+
+SPOKES = 1000
+FILES_OF_A_SPOKE = 6
+"""A listening socket, a connected one, what ZeroMQ wakes them with, and both ends of a connection."""
+
+
+@pytest.fixture
+def room_for_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = SPOKES * (FILES_OF_A_SPOKE + 2) + 200
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"needs {wanted} open files, the machine allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Spokes:
+    """All neighbours of a hub: each greets, answers each mask with its own, and leaves after the last round."""
+
+    def __init__(self, settings, sizes, mask, rounds):
+        self.me = wire.Hello(wire.run_digest(settings), sizes, mask.ones)
+        self.mask, self.rounds = mask, rounds
+        self.context = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, 2 * SPOKES + 8)
+        self.routers = [self.context.socket(zmq.ROUTER) for _ in range(SPOKES)]
+        self.peers = {router: number for number, router in enumerate(self.routers, 1)}
+        self.addresses = [f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}" for router in self.routers]
+        self.poller = zmq.Poller()
+        self.dealers = {}
+
+    def greet(self, hub):
+        for router, peer in self.peers.items():
+            dealer = self.dealers[peer] = self.context.socket(zmq.DEALER)
+            dealer.connect(hub)
+            dealer.send_multipart(wire.hello(Kind.HELLO, self.me, peer, 0))
+            self.poller.register(router, zmq.POLLIN)
+
+    def answer(self):
+        for router, _ in self.poller.poll(200):
+            peer, (route, *frames) = self.peers[router], router.recv_multipart()
+            header = wire.read_header(frames, self.me.sizes)
+            if header.kind == Kind.HELLO:
+                router.send_multipart([route, *wire.hello(Kind.WELCOME, self.me, peer, 0)])
+            elif header.kind == Kind.MASK:
+                self.dealers[peer].send_multipart(mask_message(self.me.digest, peer, header.round, self.mask))
+                if header.round + 1 == self.rounds:
+                    self.dealers[peer].send_multipart(wire.bye(self.me.digest, peer, self.rounds))
+
+    def close(self):
+        self.context.destroy(linger=0)
+
+
+def test_the_hub_of_a_star_has_a_thousand_neighbours_at_two_files_each(topology_file, room_for_files):
+    run = config.load(topology_file(graph={"kind": "star", "peers": SPOKES + 1}, rounds=2, evaluate_every=2))
+    graph = topology.build(run.graph, run.experiment.seed)
+    learner = Learner(0, 10, run.experiment, run.device(0))  # who has which samples is no matter here
+    settings = identity(run, graph.digest) | {"layout": "+".join(map(str, learner.sizes))}
+    spokes = Spokes(settings, learner.sizes, Learner(1, 10, run.experiment, run.device(1)).mask(), 2)
+    hub = ZeroMqTransport(wire.max_payload(learner.sizes))
+    try:
+        address = hub.listen("tcp://127.0.0.1:*")
+        place = Place(0, run, graph, [address, *spokes.addresses], join_timeout=200)
+        events = []
+        peer = Peer(place, learner, hub, [Call(events.append)], threading.Event())
+        spokes.greet(address)
+        before = psutil.Process().num_fds()
+        playing = threading.Thread(target=peer.run)
+        playing.start()
+        held = 0
+        while playing.is_alive():
+            spokes.answer()
+            held = max(held, psutil.Process().num_fds() - before)
+        assert [event.missing for event in events if event.event == "round"] == [(), ()]
+        assert events[-1].rounds_completed == 2
+        assert events[-1].refused == {}
+        # each connection has both its ends in this process, and the spokes' dealers connect meanwhile
+        assert held < SPOKES * 4 + 100
+    finally:
+        hub.close()
+        spokes.close()

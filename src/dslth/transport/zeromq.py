@@ -167,6 +167,8 @@ class ZeroMqTransport:
         if not found:
             raise AddressError(f"peer {neighbour} cannot be at {address[:80]!r}: expected tcp://HOST:PORT")
         old, line = self._lines.get(neighbour), _Line(neighbour, found[1], int(found[2]))
+        if _is_number(line.host):
+            self._make_way(line, line.host)
         if old:  # it listens elsewhere now
             self.link_bytes()
             self._let_go(old)
@@ -183,16 +185,21 @@ class ZeroMqTransport:
         """Connect to where a neighbour's name leads now, unless the line leads there already."""
         numbers = self._names.numbers(line.host)
         if numbers and line.endpoint not in {f"tcp://{number}:{line.port}" for number in numbers}:
-            self._let_go(line)
             with suppress(AddressError):  # another neighbour is there still; it is tried again
+                self._make_way(line, numbers[0])
+                self._let_go(line)
                 self._reach(line, numbers[0])
+
+    def _make_way(self, line: _Line, number: str) -> None:
+        """Let another neighbour's line go whose name no longer leads where this one's does; else AddressError."""
+        other = self._by_endpoint.get(f"tcp://{number}:{line.port}")
+        if other and other.neighbour != line.neighbour:
+            if _is_number(other.host) or number in self._names.numbers(other.host):
+                raise AddressError(f"peer {line.neighbour} cannot be where peer {other.neighbour} is")
+            self._let_go(other)
 
     def _reach(self, line: _Line, number: str) -> None:
         endpoint, name = f"tcp://{number}:{line.port}", b"%d" % next(self._numbers)
-        if other := self._by_endpoint.get(endpoint):
-            if _is_number(other.host) or number in self._names.numbers(other.host):
-                raise AddressError(f"peer {line.neighbour} cannot be at {endpoint}: peer {other.neighbour} is")
-            self._let_go(other)  # its name leads there no more
         if self._keys:
             self._connecting.setsockopt(zmq.CURVE_SERVERKEY, self._keys.neighbours[line.neighbour])
         self._connecting.setsockopt(zmq.CONNECT_ROUTING_ID, name)
