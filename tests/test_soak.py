@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from itertools import islice
 
 import pytest
 
@@ -14,25 +13,32 @@ from live import write_topology
 
 
 @pytest.fixture
-def graph(tmp_path):
-    run = load(write_topology(tmp_path / "t.yaml", graph={"kind": "ring", "peers": 4}))
-    return topology.build(run.graph, 1)
+def drawn(tmp_path):
+    run = load(write_topology(tmp_path / "t.yaml", graph={"kind": "ring", "peers": 4}, rounds=2000, deadline=2))
+    graph = topology.build(run.graph, 1)
+
+    def draw(seed):
+        experiment = run.experiment.model_copy(update={"seed": seed})
+        return chaos.schedule(run.model_copy(update={"experiment": experiment}), graph, every=8)
+
+    return draw
 
 
-def drawn(graph, seed, n=200):
-    return list(islice(chaos.schedule(seed, graph, every=3.0, deadline=2.0), n))
-
-
-def test_a_schedule_comes_from_the_seed_and_has_everything(graph):
-    faults = drawn(graph, 1)
-    assert faults == drawn(graph, 1)
-    assert faults != drawn(graph, 2)
+def test_a_schedule_comes_from_the_seed_and_has_everything(drawn):
+    faults = drawn(1)
+    assert faults == drawn(1)
+    assert faults != drawn(2)
     assert {fault.kind for fault in faults} == {"kill", "stop", "cut"}
     assert {fault.peer for fault in faults} == set(range(4))
-    assert faults[-1].seconds / len(faults) == pytest.approx(3.0, rel=0.1)
+    assert len(faults) == pytest.approx(chaos.LAST * 2000 / 8, rel=0.1)
+    rounds = [fault.round for fault in faults]
+    assert rounds == sorted(rounds)
+    assert 5 < rounds[0] < rounds[-1] < chaos.LAST * 2000
     assert max(fault.lasts for fault in faults) > 2.0 > min(f.lasts for f in faults if f.kind != "kill")
-    assert all((fault.peer, fault.other) in graph.edges for fault in faults if fault.kind == "cut")
+    assert all(abs(fault.peer - fault.other) in (1, 3) for fault in faults if fault.kind == "cut")
 
+
+BEGINNINGS = ("kill", "stop", "cut")
 
 GOOD = chaos.Figures(
     "disturbed", 9.0, 0.95, 0.9, {0: 3, 1: 3}, {0: 2.5, 1: 0.1}, {0: 1, 1: 0}, 7, {"kill": 1}, 1, 1, {}, None
@@ -42,6 +48,7 @@ GOOD = chaos.Figures(
 @pytest.mark.parametrize(
     "change",
     [
+        {"faults": {"stop": 1}},
         {"failure": "peer 1: killed"},
         {"rounds_completed": {0: 3, 1: 2}},
         {"longest_wait": {0: 3.2, 1: 0.1}},
@@ -54,8 +61,9 @@ GOOD = chaos.Figures(
 )
 def test_each_broken_promise_is_seen(tmp_path, change):
     run: RunConfig = load(write_topology(tmp_path / "t.yaml", deadline=2))
-    assert all(chaos.verdict(run, replace(GOOD, accuracy_personal=0.955), GOOD).values())
-    broken = chaos.verdict(run, GOOD, replace(GOOD, **change))
+    planned = [chaos.Fault(1, "kill", 0)]
+    assert all(chaos.verdict(run, planned, replace(GOOD, accuracy_personal=0.955), GOOD).values())
+    broken = chaos.verdict(run, planned, GOOD, replace(GOOD, **change))
     assert list(broken.values()).count(False) == 1
 
 
@@ -77,22 +85,34 @@ def test_a_picture_has_a_row_a_peer_and_hides_nothing_that_fits():
     assert max(map(len, (first, second, scale))) < 80
 
 
-def test_chaos_is_survived(commands, tmp_path):
-    file = write_topology(
-        tmp_path / "t.yaml", graph={"kind": "full", "peers": 4}, rounds=400, deadline=2, evaluate_every=100
-    )
-    done = commands.run("dslth", "bench", "chaos", "-t", file, "--every", 2, "--out", tmp_path / "out", timeout=250)
-    record = json.loads((tmp_path / "out/chaos.json").read_text())
+def chaotic(commands, folder, **settings):
+    file = write_topology(folder / "t.yaml", graph={"kind": "full", "peers": 4}, deadline=2, **settings)
+    done = commands.run("dslth", "bench", "chaos", "-t", file, "--every", 25, "--out", folder / "out", timeout=250)
+    record = json.loads((folder / "out/chaos.json").read_text())
     missed = [name for name, holds in record["conditions"].items() if not holds]
     assert missed in ([], ["accuracy is within one point"])  # four peers' accuracy is a matter of luck
     assert done.returncode == bool(missed)
-    assert record["injected"]
+    return done, record
+
+
+def test_chaos_is_survived_and_its_faults_are_the_seeds_whatever_the_pace(commands, tmp_path):
+    done, record = chaotic(commands, tmp_path, rounds=160, evaluate_every=80)
     assert "what was done" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert (tmp_path / "out/chaos.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out/chaos.csv").read_text().count("\n") == 9
     for kind, how_often in record["runs"][1]["faults"].items():
         assert how_often == sum(done["what"] == kind for done in record["injected"])
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    _, again = chaotic(commands, slow, rounds=160, evaluate_every=80, algorithm={"local_steps": 8})
+    assert again["runs"][0]["seconds"] > record["runs"][0]["seconds"]
+    assert befallen(again) == befallen(record)
+    assert len(befallen(record)) > 3
+
+
+def befallen(record):
+    return [(done["what"], done["peer"], done["other"]) for done in record["injected"] if done["what"] in BEGINNINGS]
 
 
 def test_chaos_wants_a_deadline(commands, tmp_path):

@@ -1,11 +1,11 @@
-"""A run of peers that are killed, stopped and cut off every few seconds, beside the same run undisturbed."""
+"""A run of peers that are killed, stopped and cut off every few rounds, beside the same run undisturbed."""
 
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -45,9 +45,9 @@ ONE_POINT = 0.01
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: ``seconds`` after the first peers learn, what happens to whom and for how long."""
+    """One fault: the foremost peer's ``round`` in which it happens, what, to whom, for how many seconds at most."""
 
-    seconds: float
+    round: int
     kind: Literal["kill", "stop", "cut"]
     peer: int
     other: int | None = None
@@ -64,86 +64,99 @@ class Injected:
     other: int | None = None
 
 
-def schedule(seed: int, topology: Topology, every: float, deadline: float) -> Iterator[Fault]:
-    """Draw faults without end, one each ``every`` seconds more or less.
+def schedule(run: RunConfig, topology: Topology, every: float) -> list[Fault]:
+    """Draw the faults of a run from its seed, one every so many rounds more or less; the pace has no say in them.
 
-    Stops and cuts last up to two deadlines: some are over before anybody is missed, some are not.
+    They happen between the first checkpoint and LAST. Stops and cuts last up to two deadlines: some are over before
+    anybody is missed, some are not.
     """
-    stream, seconds = Stream(seed, "chaos"), 0.0
+    experiment, stream, faults = run.experiment, Stream(run.experiment.seed, "chaos"), list[Fault]()
+    round_ = experiment.checkpoint_every + 1.0
     while True:
         when, kind, long = map(float, stream.uniform(3))
-        seconds += every * (0.5 + when)
+        round_ += every * (0.5 + when)
+        if round_ >= _last(run):
+            return faults
         a, b = topology.edges[int(stream.choice(len(topology.edges), 1)[0])]
-        lasts = 2 * deadline * long
+        lasts = 2 * float(experiment.deadline) * long
         if kind < 1 / 3:
-            yield Fault(seconds, "kill", a)
+            faults.append(Fault(int(round_), "kill", a))
         elif kind < 2 / 3:
-            yield Fault(seconds, "stop", b, lasts=lasts)
+            faults.append(Fault(int(round_), "stop", b, lasts=lasts))
         else:
-            yield Fault(seconds, "cut", a, b, lasts)
+            faults.append(Fault(int(round_), "cut", a, b, lasts))
+
+
+def _last(run: RunConfig) -> int:
+    return int(LAST * run.experiment.rounds)
 
 
 # --- doing it -------------------------------------------------------------------------------------------------------
 
 
 class _Injector(threading.Thread):
-    """Lets the faults happen, from the moment that every peer has a checkpoint until nearly the end."""
+    """Lets all faults happen in their order: each in its round, once the one before is mended."""
 
-    def __init__(self, faults: Iterator[Fault], run: RunConfig, relays: Relays, folder: RunFolder, peers: int) -> None:
+    def __init__(self, faults: Sequence[Fault], run: RunConfig, relays: Relays, folder: RunFolder) -> None:
         super().__init__(name="dslth-chaos", daemon=True)
-        self._faults, self._relays, self._folder = faults, relays, folder
-        self._first, self._last = run.experiment.checkpoint_every + 1, int(LAST * run.experiment.rounds)
-        self._rounds = dict.fromkeys(range(peers), 0)
-        self._over, self._begun = threading.Event(), threading.Event()
-        self._open: list[tuple[float, Fault]] = []
+        self._faults, self._relays, self._folder, self._last = faults, relays, folder, _last(run)
+        self._told = threading.Condition()
+        self._front, self._killed, self._over = 0, dict[int, float](), False
         self.done: list[Injected] = []
 
     def take(self, event: Event) -> None:
         """Follow the run's reports."""
         if isinstance(event, RoundReport):
-            self._rounds[event.peer] = event.round + 1
-            if min(self._rounds.values()) >= self._first:
-                self._begun.set()
+            with self._told:
+                self._front = max(self._front, event.round + 1)
+                if event.time > self._killed.get(event.peer, 0.0):
+                    self._killed.pop(event.peer, None)  # it is back
+                self._told.notify_all()
 
     def end(self) -> None:
         """Stop disturbing, and mend what is broken still."""
-        self._over.set()
-        self._begun.set()
+        with self._told:
+            self._over = True
+            self._told.notify_all()
         self.join()
 
     def run(self) -> None:
         """Disturb until the end."""
-        self._begun.wait()
-        start, fault = time.monotonic(), next(self._faults)
-        while not self._over.is_set() and max(self._rounds.values()) < self._last:
-            now = time.monotonic() - start
-            self._mend(now)
-            if now >= fault.seconds:
-                self._befall(fault)
-                fault = next(self._faults)
-            ends = [seconds for seconds, _ in self._open]
-            self._over.wait(max(0.0, min([fault.seconds, *ends]) - now))
-        self._mend(float("inf"))
+        for fault, after in zip(self._faults, [*self._faults[1:], None], strict=True):
+            if not self._until(fault):
+                return
+            self._befall(fault)
+            if fault.kind != "kill":
+                self._until(after, fault.lasts)
+                self._mend(fault)
+
+    def _until(self, fault: Fault | None, seconds: float | None = None) -> bool:
+        """Wait until a fault is due and can happen, or none is any more; False where the run is over before."""
+
+        def due() -> bool:
+            at_hand = self._front >= (fault.round if fault else self._last)
+            return self._over or (at_hand and not (fault and fault.peer in self._killed))
+
+        with self._told:
+            self._told.wait_for(due, seconds)
+            return not self._over
 
     def _befall(self, fault: Fault) -> None:
-        if any({fault.peer, fault.other} & {other.peer, other.other} - {None} for _, other in self._open):
-            return  # one thing at a time
         if fault.kind == "cut":
             self._relays.cut(_both_ways(fault))
         elif not self._signal(fault.peer, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP):
             return
+        if fault.kind == "kill":
+            with self._told:
+                self._killed[fault.peer] = time.time()
         self._note(fault.kind, fault)
-        if fault.kind != "kill":
-            self._open.append((fault.seconds + fault.lasts, fault))
 
-    def _mend(self, now: float) -> None:
-        for seconds, fault in [item for item in self._open if item[0] <= now]:
-            self._open.remove((seconds, fault))
-            if fault.kind == "cut":
-                self._relays.heal(_both_ways(fault))
-                self._note("heal", fault)
-            elif self._signal(fault.peer, signal.SIGCONT):
-                self._note("go on", fault)
+    def _mend(self, fault: Fault) -> None:
+        if fault.kind == "cut":
+            self._relays.heal(_both_ways(fault))
+            self._note("heal", fault)
+        elif self._signal(fault.peer, signal.SIGCONT):
+            self._note("go on", fault)
 
     def _signal(self, peer: int, number: int) -> bool:
         """Send a signal; False where the peer's process is not there."""
@@ -164,7 +177,7 @@ def _both_ways(fault: Fault) -> list[tuple[int, int]]:
 
 
 def disturbed(
-    run: RunConfig, topology: Topology, folder: RunFolder, faults: Iterator[Fault]
+    run: RunConfig, topology: Topology, folder: RunFolder, faults: Sequence[Fault]
 ) -> tuple[Outcome, list[Injected]]:
     """Run all peers of a topology behind relays while faults happen; what became of it, and what was done."""
 
@@ -173,7 +186,7 @@ def disturbed(
         return found.port if found else None
 
     relays = Relays(directed(topology), port)
-    injector = _Injector(faults, run, relays, folder, topology.peers)
+    injector = _Injector(faults, run, relays, folder)
     injector.start()
     try:
         be = partial(behind_relays, ports=dict(relays.ports))
@@ -243,12 +256,13 @@ def _rejoined(rounds: Mapping[int, Sequence[RoundReport]], peer: int, since: flo
     return uses and used
 
 
-def verdict(run: RunConfig, quiet: Figures, figures: Figures) -> dict[str, bool]:
+def verdict(run: RunConfig, planned: Sequence[Fault], quiet: Figures, figures: Figures) -> dict[str, bool]:
     """Judge a disturbed run: what was promised, and whether it is so."""
     limit, faults = float(run.experiment.deadline), sum(figures.faults.values())
     rounds = run.experiment.rounds
     accurate = None not in (quiet.accuracy_personal, figures.accuracy_personal)
     return {
+        "every fault that was drawn happened": figures.faults == dict(Counter(fault.kind for fault in planned)),
         "every peer ends with the last round": figures.failure is None
         and all(done == rounds for done in figures.rounds_completed.values()),
         "no round waits longer than the deadline": max(figures.longest_wait.values()) <= limit + SLACK_SECONDS,

@@ -34,16 +34,17 @@ def chaos(
     topology_file: TopologyOption = "chaos10",
     rounds: RoundsOption = None,
     seed: SeedOption = 1,
-    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="A fault so often, more or less.")] = 3.0,
+    every: Annotated[float, typer.Option(min=1, metavar="ROUNDS", help="A fault so often, more or less.")] = 6,
     data_dir: DataDirOption = None,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Kill, stop and cut off peers of a run every few seconds, and compare with the same run undisturbed.
+    """Kill, stop and cut off peers of a run every few rounds, and compare with the same run undisturbed.
 
-    Writes chaos.json, chaos.csv and chaos.png. Ends with 1 where a peer does not end, waits longer than the deadline,
-    does not come back, or where mean personal accuracy is more than one point below the undisturbed run's.
+    The seed says which faults happen to whom and in which rounds, whatever the machine's pace. Writes chaos.json,
+    chaos.csv and chaos.png. Ends with 1 where a fault could not happen, where a peer does not end, waits longer than
+    the deadline, does not come back, or where mean personal accuracy is more than a point below the undisturbed run's.
     """
     settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
     if settings.experiment.mode != "sync" or settings.experiment.deadline == "none":
@@ -54,16 +55,18 @@ def chaos(
     from dslth.bench import chaos_show as shown
     from dslth.launcher import run_local
 
+    faults = measured.schedule(settings, graph, every)
+    if not faults:
+        raise ConfigError(f"no fault fits into {settings.experiment.rounds} rounds; raise --rounds or lower --every")
     folder = options.new_folder(out_dir, f"bench-chaos-{Path(topology_file).stem}").path
     quiet = run_local(settings, graph, RunFolder(folder / "undisturbed"))
     _go_on(quiet)
     undisturbed = measured.measure("undisturbed", settings, quiet)
     _say(f"undisturbed: {undisturbed.seconds:.1f} s")
-    faults = measured.schedule(settings.experiment.seed, graph, every, float(settings.experiment.deadline))
     outcome, injected = measured.disturbed(settings, graph, RunFolder(folder / "disturbed"), faults)
     _go_on(outcome)
     disturbed = measured.measure("disturbed", settings, outcome, injected)
-    conditions = measured.verdict(settings, undisturbed, disturbed)
+    conditions = measured.verdict(settings, faults, undisturbed, disturbed)
     record = measured.record([undisturbed, disturbed], injected, conditions, settings)
     shown.write(folder, record, [undisturbed, disturbed])
     drawn = shown.drawing(outcome, injected)
