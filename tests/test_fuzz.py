@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dslth import codecs, wire
+from dslth.bench import siege
+from dslth.bench.attacks import ATTACKS, lie
 from dslth.masks import BitMask
 from dslth.wire import Kind, Refusal, Refused
 from receiver import DIGEST, HISTORY, ME, SIZES, read
@@ -23,20 +26,77 @@ TRUE = [
     wire.bye(DIGEST, 1, 3),
     (wire.mask_header(DIGEST, 1, 3, MASK.pack(), codecs.BITPACK, 0, 2), MASK.pack()),
 ]
+FIVE = range(5)
+CALM = {
+    "security": "none",
+    "seconds": 100.0,
+    "slots": [siege.Slot(name, 0, 10, 1, 1) for name in ("masks", "byes") * 2],
+    "by_attack": {},
+    "ended": {},
+    "rounds": dict.fromkeys(FIVE, (910, 1000)),
+    "longest": (2.9, 2.1),
+    "early": dict.fromkeys(FIVE, (100e6, 100e6)),
+    "late": dict.fromkeys(FIVE, (104e6, 100e6)),
+    "most": dict.fromkeys(FIVE, (300e6, 100e6)),
+    "descriptors": dict.fromkeys(FIVE, (30, 31)),
+    "missed": (8, 0),
+    "expected": 100,
+    "unsaved": 0,
+    "refused": {},
+    "heard": {},
+}
+CHANGES = [
+    {"ended": {"peer 4": "killed by SIGABRT during bursts"}},
+    {"rounds": CALM["rounds"] | {3: (890, 1000)}},
+    {"longest": (3.1, 2.1)},
+    {"late": CALM["late"] | {0: (106e6, 100e6)}},
+    {"most": CALM["most"] | {0: (400e6, 100e6)}},
+    {"descriptors": CALM["descriptors"] | {4: (30, 40)}},
+    {"missed": (9, 0)},
+    {"unsaved": 1},
+    {"heard": {"127.0.0.1": 3}},
+]
+
+
+def fuzzed(commands, folder, *arguments):
+    done = commands.run("dslth", "bench", "fuzz", *arguments, "--out", folder / "out", "--json", timeout=250)
+    return done, json.loads(done.stdout)
 
 
 def test_a_peer_of_a_run_bears_garbage(commands, tmp_path):
-    done = commands.run(
-        "dslth", "bench", "fuzz", "--messages", 3000, "--connections", 100, "--out", tmp_path / "out", "--json"
-    )
+    done, record = fuzzed(commands, tmp_path, "--messages", 3000, "--connections", 100, "--seconds", 0)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = record["garbage"]
     assert found["counted"] == found["messages"] == 3000
     assert found["masks_changed"] == 0
     assert found["masks_compared"] > 60
     assert set(found["refused"]) <= set(Refusal) | {"bad-handshake", "broken-off", "too-many-connections"}
     assert sum(found["refused"].get(name, 0) for name in ("bad-handshake", "broken-off")) >= 90
     assert len(found["refused"]) >= 6  # it is garbage of many kinds
+
+
+@pytest.mark.parametrize("security", ["none", "curve"])
+def test_a_run_bears_strangers_and_a_neighbour_that_lies(commands, tmp_path, security):
+    done, record = fuzzed(commands, tmp_path, "--messages", 0, "--seconds", 12, "--security", security)
+    assert done.returncode == 0, done.stderr
+    found = record["sieges"][security]
+    assert set(found["by_attack"]) == set(ATTACKS)
+    silent = {"hasty", "half open", "garbage", "pouring"}
+    for name, did in found["by_attack"].items():
+        assert did["messages" if name not in silent else "connections"] > 0, name
+
+
+def test_harm_is_seen():
+    calm = siege.Figures(**CALM)
+    assert all(calm.conditions().values())
+    for change in CHANGES:
+        assert list(replace(calm, **change).conditions().values()).count(False) == 1, change
+
+
+@given(st.sampled_from(TRUE))
+def test_a_lie_is_sealed_as_the_truth_is(frames):
+    assert lie(frames) == frames
+    assert wire.read_header(lie(frames, round=77), SIZES).round == 77
 
 
 @settings(max_examples=500)

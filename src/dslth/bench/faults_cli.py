@@ -1,6 +1,7 @@
 """``dslth bench chaos``, ``resume``, ``soak`` and ``fuzz``: the command line of what tries to break runs."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,13 @@ from dslth.options import (
 from dslth.runfolder import RunFolder
 
 __all__ = ["register"]
+
+
+class Security(StrEnum):
+    """Whether the peers of a run have keys."""
+
+    NONE = "none"
+    CURVE = "curve"
 
 
 def register(app: typer.Typer) -> None:
@@ -161,39 +169,56 @@ def soak(
 
 def fuzz(
     topology_file: TopologyOption = "soak3",
-    messages: Annotated[int, typer.Option(min=1, help="Messages to send.")] = 100_000,
-    connections: Annotated[int, typer.Option(min=0, help="Connections of raw bytes to open.")] = 1000,
+    messages: Annotated[
+        int, typer.Option(min=0, help="Messages of garbage to send and see counted; 0: none.")
+    ] = 100_000,
+    connections: Annotated[int, typer.Option(min=0, help="Connections of raw bytes to open before them.")] = 1000,
+    seconds: Annotated[float, typer.Option(min=0, help="How long to attack runs, in all; 0: not at all.")] = 600,
+    security: Annotated[
+        list[Security] | None, typer.Option(help="Attack runs with this security [default: both].")
+    ] = None,
+    attack: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Attack in this way [default: all].")] = None,
     seed: SeedOption = None,
     data_dir: DataDirOption = None,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Send garbage to a peer of a run: raw bytes, broken greetings, mutants of its neighbours' messages.
+    """Send garbage to a peer of a run, then attack runs as strangers and as a neighbour that lies.
 
-    Writes fuzz.json; ends with 1 where a peer fails, a mask changes, memory grows, or a message is not counted.
+    Garbage is raw bytes, broken greetings, mutants of neighbours' messages; each is to be refused and counted. Attacks
+    are bench/attacks.py's, in an order that the seed gives, beside the same run left alone. Writes fuzz.json; ends with
+    1 where a peer fails, a mask changes, memory or descriptors grow, a round passes the deadline by more than a second,
+    or honest peers play fewer rounds than those left alone.
     """
     settings, graph = options.read(topology_file, seed=seed, data_dir=data_dir)
-    options.look_at_data(settings, graph)
 
     from dslth.bench import fuzz as measured
+    from dslth.bench import siege as sieges
+    from dslth.bench.attacks import ATTACKS
 
+    names = attack or list(ATTACKS)
+    if unknown := [name for name in names if name not in ATTACKS]:
+        raise ConfigError(f"--attack {unknown[0]}: there is no such attack; there are: {', '.join(ATTACKS)}")
+    options.look_at_data(settings, graph)
     folder = options.new_folder(out_dir, f"bench-fuzz-{Path(topology_file).stem}")
-    found = measured.fuzz(settings, graph, folder, messages, connections)
-    record = {"settings": settings.model_dump(mode="json")} | found.record()
+    out, conditions = Console(quiet=as_json), dict[str, bool]()
+    record: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "sieges": {}}
+    if messages:
+        found = measured.fuzz(settings, graph, folder, messages, connections)
+        record["garbage"], conditions = found.record(), found.conditions()
+        out.print(str(found), highlight=False)
+    kinds = [kind.value for kind in security or Security] if seconds else []
+    for kind in kinds:
+        with options.orderly():
+            siege = sieges.siege(settings, folder, kind, seconds / len(kinds), names, _say)
+        record["sieges"][kind] = siege.record()
+        conditions |= {f"{what} (security {kind})": holds for what, holds in siege.conditions().items()}
+        out.print(sieges.table(siege))
     (folder.path / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(record))  # noqa: T201
-    else:
-        before, after = (held / 1e6 for held in found.memory)
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(found.refused.items()))
-        Console().print(
-            f"{found.messages} messages, {found.counted} refused, {found.connections} connections, "
-            f"{found.rounds} rounds, {found.masks_changed} of {found.masks_compared} masks changed, "
-            f"memory {before:.1f} → {after:.1f} MB\n{reasons}",
-            highlight=False,
-        )
-    _judge("fuzz", found.conditions())
+    _judge("fuzz", conditions)
 
 
 def _go_on(outcome: Any) -> None:

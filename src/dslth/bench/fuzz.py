@@ -63,6 +63,15 @@ class Figures:
             "memory is flat": self.memory[1] < (1 + GROWTH) * self.memory[0],
         }
 
+    def __str__(self) -> str:
+        before, after = (held / 1e6 for held in self.memory)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.refused.items()))
+        return (
+            f"{self.messages} messages, {self.counted} refused, {self.connections} connections, "
+            f"{self.rounds} rounds, {self.masks_changed} of {self.masks_compared} masks changed, "
+            f"memory {before:.1f} → {after:.1f} MB\n{reasons}"
+        )
+
     def record(self) -> dict[str, Any]:
         """Give all of it, for JSON."""
         return asdict(self) | {"counted": self.counted, "conditions": self.conditions()}

@@ -1,0 +1,547 @@
+"""What attackers do to a peer: strangers break off, flood and dawdle; insiders lie in each field of each message.
+
+An attack is a generator: each step does a little, so that whoever runs it sets the pace; closing it ends its
+connections. Strangers have no key; insiders speak in a neighbour's name, with its key where there are keys.
+"""
+
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
+
+import msgpack
+import zmq
+
+from dslth import codecs, wire
+from dslth.keys import Keys
+from dslth.masks import BitMask
+from dslth.seeds import Stream
+from dslth.wire import Frames, Kind
+
+__all__ = ["ATTACKS", "HOST", "Attack", "Canary", "Foe", "Seat", "lie"]
+
+HOST, ELSEWHERE = "127.0.0.1", "127.0.0.2"
+LONGEST = 901
+"""More bytes than a client says up to the end of its hello, with CURVE (in practice 760)."""
+CROWD = 1024
+FRAMES = 164_280
+READY = b"\x04\x1c\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+Steps = Generator[None, None, None]
+
+
+def lie(frames: Frames, **fields: int) -> Frames:
+    """Change fields of a message's header, and seal it again."""
+    header = wire.Header(*msgpack.unpackb(frames[0]))._replace(**fields)
+    check = crc32(frames[1], crc32(msgpack.packb(list(header[:-1]))))
+    return msgpack.packb(list(header._replace(check=check))), frames[1]
+
+
+class Canary:
+    """Ports at which nobody has any business; ``heard`` counts who connects, by the host."""
+
+    def __init__(self) -> None:
+        self._sockets = [socket.create_server((host, 0)) for host in (HOST, HOST, ELSEWHERE)]
+        self.addresses = ["tcp://{}:{}".format(*there.getsockname()) for there in self._sockets]
+        self.heard: Counter[str] = Counter()
+        for there in self._sockets:
+            there.setblocking(False)
+
+    def listen(self) -> None:
+        """Count who has come."""
+        for there in self._sockets:
+            with suppress(BlockingIOError):
+                while True:
+                    there.accept()[0].close()
+                    self.heard[there.getsockname()[0]] += 1
+
+    def close(self) -> None:
+        """Go."""
+        for there in self._sockets:
+            there.close()
+
+
+# --- an attacker's means --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Foe:
+    """An attacker's means against one victim at ``port``. ``round`` is the victim's, as it says itself.
+
+    ``turn`` counts attempts over the whole run; ``did`` counts messages and connections.
+    """
+
+    victim: int
+    port: int
+    seat: "Seat"
+    canary: Canary
+    stream: Stream
+    round: int = 0
+    turn: int = 0
+    did: Counter[str] = field(default_factory=Counter)
+
+    def number(self, below: int) -> int:
+        """Draw a number."""
+        return self.stream.integer() % below
+
+    def noise(self, size: int) -> bytes:
+        """Draw bytes."""
+        return self.stream.uniform(size).tobytes()[:size]
+
+    def hello(self, round_: int | None = None, held: int | None = None, kind: Kind = Kind.HELLO, **lies: Any) -> Frames:
+        """Write a hello, true but for the lies."""
+        me = wire.Hello(**(vars(self.seat.me) | lies))
+        return wire.hello(kind, me, self.seat.peer, self.round if round_ is None else round_, held)
+
+    def mask(self, round_: int, mask: BitMask | None = None) -> Frames:
+        """Write a mask that builds on none: the seat's first one, unless another is given."""
+        packed = (mask or self.seat.mask).pack()
+        header = wire.mask_header(self.seat.me.digest, self.seat.peer, round_, packed, codecs.BITPACK, 0, self.round)
+        return header, packed
+
+    @property
+    def greeting(self) -> bytes:
+        """What a ZMTP connection begins with."""
+        mechanism = b"CURVE" if self.seat.keys else b"NULL"
+        return b"\xff" + bytes(8) + b"\x7f\x03\x00" + mechanism.ljust(20, b"\0") + bytes(32)
+
+    @contextmanager
+    def connection(self, *, reset: bool = False) -> Iterator[socket.socket]:
+        """Open a bare connection; at its end it is closed, or reset."""
+        with socket.create_connection((HOST, self.port), timeout=1) as there:
+            self.did["connections"] += 1
+            if reset:
+                there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            yield there
+
+    @contextmanager
+    def line(self, port: int | None = None, **options: int) -> Iterator[Callable[..., None]]:
+        """Open an insider's connection, and give what says messages on it."""
+        dealer = self.seat.socket(zmq.DEALER, self.victim)
+        for name, value in options.items():
+            dealer.setsockopt(getattr(zmq, name), value)
+        dealer.connect(f"tcp://{HOST}:{port or self.port}")
+        self.did["connections"] += 1
+
+        def say(*messages: Any) -> None:
+            with suppress(zmq.Again):
+                for frames in messages:
+                    dealer.send_multipart(frames, zmq.NOBLOCK)
+                    self.did["messages"] += 1
+                while not options and dealer.poll(0):
+                    dealer.recv_multipart()
+
+        try:
+            yield say
+        finally:
+            dealer.close()
+
+
+class _Leak:
+    """Carries what a client says to the victim, so many bytes and no more, and all that it answers."""
+
+    def __init__(self, foe: Foe) -> None:
+        self._foe, self._ends = foe, ExitStack()
+        self._listening = self._ends.enter_context(socket.create_server((HOST, 0)))
+        self._listening.setblocking(False)
+        self.port: int = self._listening.getsockname()[1]
+        self._client: socket.socket | None = None
+
+    def __enter__(self) -> "_Leak":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ends.close()
+
+    def carry(self, most: int) -> int:
+        """Carry what is there; gives the bytes that the victim got."""
+        if self._client is None:
+            with suppress(BlockingIOError):
+                self._client = self._ends.enter_context(self._listening.accept()[0])
+                self._client.setblocking(False)
+                self._foe.turn += 1
+                reset = self._foe.turn % 2 == 0
+                self._there = self._ends.enter_context(self._foe.connection(reset=reset))
+                self._there.setblocking(False)
+                self._listening.close()  # it does not come again
+            return 0
+        with suppress(BlockingIOError):
+            if answer := self._there.recv(1 << 16):
+                self._client.sendall(answer)
+        with suppress(BlockingIOError):
+            return self._there.send(self._client.recv(most))
+        return 0
+
+
+class Seat:
+    """An attacker's place in the graph: it takes part until the run has begun, and is silent from then on.
+
+    ``foes`` are its means against its neighbours. ``routes`` are those that have connected to it.
+    """
+
+    def __init__(self, peer: int, me: wire.Hello, mask: BitMask, rounds: int, keys: Keys | None) -> None:
+        self.peer, self.me, self.mask, self.rounds, self.keys = peer, me, mask, rounds, keys
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context.set(zmq.MAX_SOCKETS, 4 * CROWD)
+        self.context.set(zmq.BLOCKY, 0)  # at the end nothing is waited for
+        self.foes: dict[int, Foe] = {}
+        self.routes: dict[int, bytes] = {}
+        self.welcomed: set[int] = set()
+        self._dealers: dict[int, zmq.Socket[bytes]] = {}
+        self.address = f"tcp://{HOST}:*"
+        self.listen()
+
+    def socket(self, kind: int, victim: int | None = None) -> "zmq.Socket[bytes]":
+        """Make a socket with the seat's key; to a victim, or as the server that it is to them."""
+        made = self.context.socket(kind)
+        made.setsockopt(zmq.LINGER, 500)
+        if self.keys:
+            made.setsockopt(zmq.CURVE_PUBLICKEY, self.keys.public)
+            made.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
+            made.setsockopt(zmq.CURVE_SERVER, int(victim is None))
+            if victim is not None:
+                made.setsockopt(zmq.CURVE_SERVERKEY, self.keys.neighbours[victim])
+        return made
+
+    def listen(self) -> None:
+        """Listen where the victims expect it."""
+        self._router = self.socket(zmq.ROUTER)
+        self._router.bind(self.address)
+        self.address = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def hang_up(self) -> None:
+        """Break the victims' connections; they come again."""
+        self._router.close(100)
+        self.routes.clear()
+        for _ in range(100):
+            with suppress(zmq.ZMQError):  # the port is free in a moment
+                return self.listen()
+            self._router.close()
+        return None
+
+    def attend(self, *, joining: bool = False) -> None:
+        """Take in what the victims say, and answer it while the run has not begun."""
+        for foe in self.foes.values() if joining else ():
+            if foe.victim not in self._dealers:
+                dealer = self._dealers[foe.victim] = self.socket(zmq.DEALER, foe.victim)
+                dealer.connect(f"tcp://{HOST}:{foe.port}")
+                dealer.send_multipart(foe.hello())
+        while self._router.poll(0):
+            route, *frames = self._router.recv_multipart()
+            with suppress(wire.Refused):
+                header = wire.read_header(frames, self.me.sizes)
+                foe = self.foes[header.sender]
+                foe.round, self.routes[header.sender] = header.round, route
+                if joining and header.kind == Kind.HELLO:
+                    self.answer(foe, foe.hello(0, kind=Kind.WELCOME))
+        for victim, dealer in self._dealers.items():
+            while dealer.poll(0):
+                dealer.recv_multipart()
+                self.welcomed.add(victim)
+
+    def answer(self, foe: Foe, *messages: Any) -> None:
+        """Say something on the connection that a victim has made to this seat."""
+        with suppress(zmq.ZMQError):
+            for frames in messages if foe.victim in self.routes else ():
+                self._router.send_multipart([self.routes[foe.victim], *frames], zmq.NOBLOCK)
+                foe.did["messages"] += 1
+
+    def close(self) -> None:
+        """Go."""
+        self.context.destroy(linger=0)
+
+
+# --- strangers ------------------------------------------------------------------------------------------------------
+
+
+def garbage(foe: Foe) -> Steps:
+    """Say what is no ZMTP, or begins as if it were; close, reset, or leave it open for a while."""
+    while True:
+        with ExitStack() as some_stay:
+            for _ in range(20):
+                foe.turn += 1
+                with suppress(OSError), ExitStack() as connection:
+                    there = connection.enter_context(foe.connection(reset=foe.turn % 3 == 0))
+                    words = b"GET / HTTP/1.1\r\n\r\n", foe.greeting[: foe.number(65)], foe.greeting + foe.noise(200)
+                    there.sendall(words[foe.number(3)] + foe.noise(foe.number(300)))
+                    if foe.turn % 3 == 1:
+                        some_stay.push(connection.pop_all())
+                yield
+
+
+def hasty(foe: Foe) -> Steps:
+    """Connect, leave, and connect again at once."""
+    while True:
+        with suppress(OSError), foe.connection(reset=foe.number(2) == 0):
+            pass
+        yield
+
+
+def half_open(foe: Foe) -> Steps:
+    """Connect and say nothing, ever more often."""
+    with ExitStack() as held:
+        while True:
+            with suppress(OSError):
+                held.enter_context(foe.connection())
+            yield
+
+
+def pouring(foe: Foe) -> Steps:
+    """Say a message that does not end; a stranger where there are keys says so much of a command."""
+    begin = foe.greeting + (b"" if foe.seat.keys else READY)
+    frame = struct.pack(">BQ", 6 if foe.seat.keys else 3, 1 << 13) + bytes(1 << 13)
+    while True:
+        with suppress(OSError), foe.connection() as there:
+            there.sendall(begin)
+            for _ in range(100):
+                there.sendall(4 * frame)
+                yield
+        yield
+
+
+# --- insiders: how they connect -------------------------------------------------------------------------------------
+
+
+def broken_off(foe: Foe) -> Steps:
+    """Let each byte of greeting, handshake and hello in turn be the last one; then close, or reset."""
+    while True:
+        with suppress(OSError), _Leak(foe) as leak, foe.line(leak.port, LINGER=0) as say:
+            say(foe.hello(), (b"ab",), (b"ab",))
+            left = 1 + 37 * foe.turn % LONGEST  # all of them, in an order that has early and late ones in any few
+            for _ in range(25):
+                left -= leak.carry(left)
+                if not left:
+                    break
+                yield
+        yield
+
+
+def dribbling(foe: Foe) -> Steps:
+    """Say a byte now and then, on eight connections."""
+    while True:
+        with suppress(OSError), ExitStack() as held:
+            leaks = [held.enter_context(_Leak(foe)) for _ in range(8)]
+            for leak in leaks:
+                held.enter_context(foe.line(leak.port, LINGER=0))(foe.hello())
+            for _ in range(LONGEST):
+                for leak in leaks:
+                    leak.carry(1)
+                yield
+        yield
+
+
+def bursts(foe: Foe) -> Steps:
+    """Say sixty messages of two bytes and be gone; without keys by a reset as well."""
+    while True:
+        foe.turn += 1
+        if foe.seat.keys or foe.turn % 2:
+            with foe.line(LINGER=500) as say:
+                say(*[(b"ab",)] * 60)
+        else:
+            with suppress(OSError), foe.connection(reset=True) as there:
+                there.sendall(foe.greeting + READY + 60 * b"\0\2ab")
+        yield
+
+
+def answering_bursts(foe: Foe) -> Steps:
+    """Say sixty messages of two bytes to who has connected, hang up, and be there again."""
+    while True:
+        foe.seat.answer(foe, *[(b"ab",)] * 60)
+        yield
+        foe.seat.hang_up()
+        for _ in range(20):
+            yield
+
+
+def flood(foe: Foe) -> Steps:
+    """Say more than can be used, small and large, on a connection that has said hello."""
+    while True:
+        with foe.line() as say:
+            say(foe.hello())
+            for _ in range(200):
+                say(*[(b"ab",), (foe.noise(20), bytes(1000)), foe.mask(foe.round + 5000)] * 10)
+                yield
+
+
+def empty_frames(foe: Foe) -> Steps:
+    """Say a message of very many empty frames."""
+    while True:
+        with foe.line() as say:
+            say(foe.hello(), [b""] * FRAMES)
+            for _ in range(4):
+                yield
+
+
+def slow_reader(foe: Foe) -> Steps:
+    """Ask again and again and never read an answer."""
+    with foe.line(RCVHWM=1, RCVBUF=2048) as say:
+        while True:
+            say(foe.hello(), foe.hello(0))
+            yield
+
+
+def crowd(foe: Foe) -> Steps:
+    """Open as many connections as a process may have descriptors, and say hello on each."""
+    with ExitStack() as held:
+        for _ in range(CROWD):
+            held.enter_context(foe.line(RCVHWM=4))(foe.hello())
+            yield
+        while True:
+            yield
+
+
+# --- insiders: what they say ----------------------------------------------------------------------------------------
+
+
+def _saying(foe: Foe, message: Callable[[int], Frames]) -> Steps:
+    """Say hello, then one message after another; what came of it is not looked at."""
+    while True:
+        with foe.line() as say:
+            say(foe.hello())
+            for _ in range(50):
+                foe.turn += 1
+                say(message(foe.turn))
+                yield
+
+
+def _rounds(foe: Foe) -> tuple[int, ...]:
+    last = foe.seat.rounds
+    return 0, foe.round + 1, foe.round + 3, foe.round + 40, last - 10, last - 1, last, 2**31, 2**32 - 1
+
+
+def lying_rounds(foe: Foe) -> Steps:
+    """Be in round 0, ahead, at the end, past it."""
+    return _saying(foe, lambda turn: lie(foe.hello(), round=_rounds(foe)[turn % 9]))
+
+
+def far_ahead(foe: Foe) -> Steps:
+    """Be nearly done, and never say otherwise."""
+    return _saying(foe, lambda turn: lie(foe.hello(), round=foe.seat.rounds - 10))
+
+
+def holding_nothing(foe: Foe) -> Steps:
+    """Be in round 0 and hold nothing: every mask that is kept is wanted."""
+    return _saying(foe, lambda turn: foe.hello(0))
+
+
+def lying_held(foe: Foe) -> Steps:
+    """Hold what was never sent, or what was long ago."""
+    return _saying(foe, lambda turn: lie(foe.hello(), held=(0, 1, 2, foe.round, foe.round + 1, 2**32 - 1)[turn % 6]))
+
+
+def addresses(foe: Foe) -> Steps:
+    """Be at one place and at another, at ports of others, at places that are none."""
+    bad = "ipc:///tmp/dslth-nowhere", "inproc://x", "tcp://*:1", "udp://127.0.0.1:9", "tcp://127.0.0.1:0", "x" * 255
+    places = [*foe.canary.addresses, *bad, "tcp://[::1]:9", "tcp://no-such-host.invalid:9", "tcp://127.0.0.1:99999"]
+    return _saying(foe, lambda turn: foe.hello(address=places[turn % 3 if turn % 4 else foe.number(len(places))]))
+
+
+def other_hellos(foe: Foe) -> Steps:
+    """Have another run, other sizes, other ones; welcome and refuse who did not ask."""
+    sizes, ones = foe.seat.me.sizes, foe.seat.me.ones
+    none, many = (0,) * len(sizes), (2**32 - 1,) * 3000
+    lies: list[dict[str, Any]] = [{"digest": foe.noise(16)}, {"ones": none}, {"ones": sizes}, {"ones": ones[::-1]}]
+    lies += [
+        {"sizes": many, "ones": many},
+        {"sizes": (), "ones": ()},
+        {"digest": bytes(16), "sizes": (1,), "ones": (1,)},
+    ]
+    many_settings = {f"{n}": "x" * 60 for n in range(200)}
+
+    def message(turn: int) -> Frames:
+        if turn % 8 == 7:
+            return wire.refusal(foe.seat.me.digest, foe.seat.peer, foe.round, many_settings)
+        return foe.hello(kind=Kind(turn // 8 % 2), **lies[turn % 8])
+
+    return _saying(foe, message)
+
+
+def masks(foe: Foe) -> Steps:
+    """Send masks of any round, depth and codec, full, empty and true."""
+    sizes = foe.seat.me.sizes
+    full = BitMask.unpack(
+        b"".join(b"\xff" * (n // 8) + bytes([256 - (1 << -n % 8)] * (n % 8 > 0)) for n in sizes), sizes
+    )
+    empty = BitMask.unpack(bytes(len(full.pack())), sizes)
+
+    def message(turn: int) -> Frames:
+        round_ = (*_rounds(foe), foe.round, foe.round)[turn % 11]
+        true = lie(foe.mask(0, (full, empty, None)[turn % 3]), round=round_)
+        kinds = true, lie(true, codec=foe.number(256)), lie(true, depth=foe.number(300)), (true[0], foe.noise(5000))
+        return kinds[turn // 3 % 4]
+
+    return _saying(foe, message)
+
+
+def byes(foe: Foe) -> Steps:
+    """Leave and come back, over and over."""
+
+    def message(turn: int) -> Frames:
+        bye = wire.bye(foe.seat.me.digest, foe.seat.peer, foe.round, heard=turn % 4 == 1)
+        return lie(bye, round=_rounds(foe)[turn % 9]) if turn % 2 else foe.hello()
+
+    return _saying(foe, message)
+
+
+def teasing(foe: Foe) -> Steps:
+    """Promise to take part, do so now and then, and stay away."""
+    return _saying(foe, lambda turn: foe.mask(foe.round + 1) if turn % 5 == 0 else foe.hello())
+
+
+def answers(foe: Foe) -> Steps:
+    """Lie to who has connected: welcomes, refusals, masks and byes as its answers."""
+    while True:
+        foe.turn += 1
+        lies = {"round": _rounds(foe)[foe.turn % 9], "held": (0, 1, 2**32 - 1)[foe.turn % 3]}
+        place = foe.canary.addresses[foe.turn % 3]
+        welcome = lie(foe.hello(kind=Kind.WELCOME, address=place if foe.turn % 4 == 0 else ""), **lies)
+        bye = wire.bye(foe.seat.me.digest, foe.seat.peer, foe.round)
+        refusal = wire.refusal(foe.seat.me.digest, foe.seat.peer, foe.round, {"seed": "another"})
+        foe.seat.answer(foe, welcome, lie(foe.mask(foe.round), round=lies["round"]), bye, refusal, (foe.noise(9),))
+        yield
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One way to attack, at so many steps a second at each victim; ``seconds`` are how long it takes to tell."""
+
+    steps: Callable[[Foe], Steps]
+    rate: float
+    seconds: float = 4.0
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        return self.steps.__name__.replace("_", " ")
+
+
+ATTACKS: Mapping[str, Attack] = {
+    attack.name: attack
+    for attack in (
+        Attack(garbage, 20),
+        Attack(hasty, 50),
+        Attack(half_open, 50),
+        Attack(pouring, 50),
+        Attack(broken_off, 200, 12),
+        Attack(dribbling, 50, 15),
+        Attack(bursts, 5, 8),
+        Attack(answering_bursts, 5, 8),
+        Attack(flood, 10, 8),
+        Attack(empty_frames, 4),
+        Attack(slow_reader, 50, 8),
+        Attack(crowd, 100, 15),
+        Attack(lying_rounds, 5),
+        Attack(far_ahead, 5),
+        Attack(holding_nothing, 30),
+        Attack(lying_held, 30),
+        Attack(addresses, 20, 8),
+        Attack(other_hellos, 20),
+        Attack(masks, 30),
+        Attack(byes, 30),
+        Attack(teasing, 5, 8),
+        Attack(answers, 10),
+    )
+}

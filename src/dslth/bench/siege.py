@@ -1,0 +1,456 @@
+"""A run under attack, beside the same run left alone: whether those who are honest notice.
+
+Peers 0 to 3 are a ring and learn at a steady pace; peer 4 computes for longer than libzmq's heartbeats. The seat of
+peer 5, a neighbour of 0 and 4, is an attacker's; in the control it joins and is silent. Both runs go on side by side
+on the same machine, at a pace that leaves it time, so that what differs is the attack's doing.
+"""
+
+import multiprocessing
+import resource
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any, NamedTuple
+
+import psutil
+
+from dslth import keys, wire
+from dslth.bench.attacks import ATTACKS, HOST, Attack, Canary, Foe, Seat
+from dslth.config import NetworkConfig, RunConfig, identity
+from dslth.errors import JoinError, MissingFileError
+from dslth.events import Noticed, RoundReport
+from dslth.launcher import run_one
+from dslth.learner import Learner
+from dslth.masks import BitMask
+from dslth.runfolder import RunFolder
+from dslth.seeds import Stream
+from dslth.tables import Fitted
+from dslth.topology import Topology
+
+__all__ = ["Figures", "siege", "table"]
+
+THINKER, SEAT = 4, 5
+TOPOLOGY = Topology(6, ((0, 1), (0, 3), (0, 5), (1, 2), (2, 3), (4, 5)))
+VICTIMS = TOPOLOGY.neighbours(SEAT)
+HONEST = range(5)
+PACE_SECONDS, THINKING_SECONDS = 0.2, 6.0
+"""How long a round's computing takes: the ring's, and the thinker's."""
+DEADLINE, SLACK_SECONDS = 2.0, 1.0
+ROUNDS = 100_000
+DESCRIPTORS = 1024
+"""What a peer may have open: the usual limit of a login."""
+WARM_ROUNDS = 15
+JOIN_SECONDS = 120.0
+SETTLE_SECONDS = 20.0
+END_SECONDS = 30.0
+SHARE, SPARE = 0.10, 2
+"""Share of the rounds that attacks may cost; and deadlines, some of which a neighbour that comes and goes may cost."""
+GROWTH, BLOAT, LEFT_OPEN = 0.05, 256 << 20, 4
+"""Growth of memory from one half to the other, most memory above the control's, descriptors left at the end."""
+
+
+class _Sample(NamedTuple):
+    time: float
+    memory: int
+    descriptors: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An attack, from one Unix time to another; ``said`` and ``connections`` are how often, at all victims together."""
+
+    attack: str
+    begun: float
+    ended: float
+    said: int
+    connections: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What an attacked run came to beside its control; each pair is the attacked one's and the control's.
+
+    ``rounds`` by peer. ``longest``: seconds of a round without its computing. ``early``, ``late`` and ``most`` are
+    resident memory in bytes, of one half, of the other, and at most. ``missed``: honest peers' masks of honest
+    neighbours, of ``expected``. ``heard``: connections made to where an attacker pointed, by host.
+    """
+
+    security: str
+    seconds: float
+    slots: Sequence[Slot]
+    by_attack: Mapping[str, Mapping[str, float]]
+    ended: Mapping[str, str]
+    rounds: Mapping[int, tuple[int, int]]
+    longest: tuple[float, float]
+    early: Mapping[int, tuple[float, float]]
+    late: Mapping[int, tuple[float, float]]
+    most: Mapping[int, tuple[float, float]]
+    descriptors: Mapping[int, tuple[int, int]]
+    missed: tuple[int, int]
+    expected: int
+    unsaved: int
+    refused: Mapping[int, Mapping[str, int]]
+    heard: Mapping[str, int]
+
+    def conditions(self) -> dict[str, bool]:
+        """Judge: what was promised, and whether it is so."""
+        twice = len(self.slots) >= 2 * len({slot.attack for slot in self.slots})
+        pointing = sum(slot.ended - slot.begun for slot in self.slots if slot.attack in ("addresses", "answers"))
+        return {
+            "every peer is alive to the end, and ends when it is asked to": not self.ended,
+            "honest peers play as many rounds as in the control": all(
+                control - attacked <= max(SHARE * control, self._spare(peer))
+                for peer, (attacked, control) in self.rounds.items()
+            ),
+            "no round passes the deadline by more than a second": self.longest[0] <= DEADLINE + SLACK_SECONDS,
+            "memory is bounded": all(attacked - control < BLOAT for attacked, control in self.most.values()),
+            "memory is flat": not twice or all(self._growth(peer) < GROWTH for peer in HONEST),
+            "no descriptor stays open": all(late <= early + LEFT_OPEN for early, late in self.descriptors.values()),
+            "honest masks arrive": self.missed[0] - self.missed[1] <= max(self.expected / 100, 8),
+            "checkpoints are written": not self.unsaved,
+            "nobody is sent where an attacker points": sum(self.heard.values()) <= 2 + pointing,
+        }
+
+    def _spare(self, peer: int) -> float:
+        return SPARE * max(1.0, DEADLINE / (THINKING_SECONDS if peer == THINKER else PACE_SECONDS))
+
+    def _growth(self, peer: int) -> float:
+        growth = [late / early for early, late in zip(self.early[peer], self.late[peer], strict=True)]
+        return growth[0] - max(1.0, growth[1])
+
+    def record(self) -> dict[str, Any]:
+        """Give all of it, for JSON."""
+        return asdict(self) | {"conditions": self.conditions()}
+
+
+# --- the peers ------------------------------------------------------------------------------------------------------
+
+
+class _Paced(Learner):
+    """Computes for the same time in every round, whatever else the machine does."""
+
+    def local_update(self, round_: int) -> tuple[BitMask, float]:
+        begun = time.monotonic()
+        learnt = super().local_update(round_)
+        pace = THINKING_SECONDS if self.peer == THINKER else PACE_SECONDS
+        time.sleep(max(0.0, begun + pace - time.monotonic()))
+        return learnt
+
+
+def _be(peer: int, run: RunConfig, folder: RunFolder, pipe: Any) -> None:
+    """Be the process of an honest peer."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def meet(address: str) -> Sequence[str]:
+        pipe.send(address)
+        addresses: Sequence[str] = pipe.recv()
+        return addresses
+
+    run_one(peer, run, TOPOLOGY, folder, stop, listen=f"tcp://{HOST}:*", meet=meet, make_learner=_Paced)
+
+
+class _Group:
+    """The honest peers of one run, and the seat among them."""
+
+    def __init__(self, run: RunConfig, folder: RunFolder) -> None:
+        self.folder = folder
+        folder.begin(run, TOPOLOGY)
+        if run.network and run.network.security == "curve":
+            keys.make(folder.path / "keys", range(TOPOLOGY.peers))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
+        self.processes, pipes = {}, {}
+        for peer in HONEST:
+            pipes[peer], there = context.Pipe()
+            process = context.Process(target=_be, args=(peer, run, folder, there), daemon=True)
+            process.start()
+            self.processes[peer] = process
+        learner = Learner(SEAT, TOPOLOGY.peers, run.experiment, run.device(SEAT))
+        settings = identity(run, TOPOLOGY.digest) | {"layout": "+".join(map(str, learner.sizes))}
+        me = wire.Hello(wire.run_digest(settings), learner.sizes, learner.ones)
+        mine = keys.choose(SEAT, run.network, VICTIMS, f"tcp://{HOST}:1", folder.path / "keys")
+        self.canary = Canary()
+        self.seat = Seat(SEAT, me, learner.mask(), ROUNDS, mine)
+        addresses = [*(pipes[peer].recv() for peer in HONEST), self.seat.address]
+        for pipe in pipes.values():
+            pipe.send(addresses)
+        for victim in VICTIMS:
+            stream = Stream(run.experiment.seed, "siege", victim)
+            port = int(addresses[victim].rpartition(":")[2])
+            self.seat.foes[victim] = Foe(victim, port, self.seat, self.canary, stream)
+        self.samples: dict[int, list[_Sample]] = {peer: [] for peer in HONEST}
+
+    def attend(self, *, joining: bool = False) -> None:
+        """Let the seat take in what it is told, and the canary who has come."""
+        self.seat.attend(joining=joining)
+        self.canary.listen()
+
+    def sample(self) -> None:
+        """Look from outside at what each process holds."""
+        for peer, process in self.processes.items():
+            with suppress(psutil.Error):
+                seen = psutil.Process(process.pid)
+                self.samples[peer].append(_Sample(time.time(), seen.memory_info().rss, seen.num_fds()))
+
+    def dead(self) -> dict[int, int]:
+        """Give the exit codes of those who have ended."""
+        return {peer: code for peer, process in self.processes.items() if (code := process.exitcode) is not None}
+
+    def warm(self) -> bool:
+        """Tell whether the ring has come into its pace, and the thinker has begun."""
+        try:
+            said = {
+                peer: sum(isinstance(e, RoundReport) for e in events) for peer, events in self.folder.events().items()
+            }
+        except MissingFileError:
+            return False
+        return all(said.get(peer, 0) >= (1 if peer == THINKER else WARM_ROUNDS) for peer in HONEST)
+
+    def ask_to_end(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+
+    def end(self) -> dict[int, int | None]:
+        """Wait for the processes; the exit codes, None where one had to be killed."""
+        give_up, codes = time.monotonic() + END_SECONDS, dict[int, int | None]()
+        for peer, process in self.processes.items():
+            process.join(max(0.0, give_up - time.monotonic()))
+            codes[peer] = process.exitcode
+            process.kill()
+            process.join()
+        self.seat.close()
+        self.canary.close()
+        return codes
+
+
+# --- the attack -----------------------------------------------------------------------------------------------------
+
+
+def schedule(seed: int, seconds: float, names: Sequence[str]) -> Iterator[tuple[Attack, float]]:
+    """Draw attacks without end, each once in any order, then again; all fit once into the seconds, if need be cut."""
+    stream, attacks = Stream(seed, "siege"), [ATTACKS[name] for name in names]
+    share = min(1.0, seconds / sum(attack.seconds for attack in attacks))
+    while True:
+        for number in stream.permutation(len(attacks)):
+            yield attacks[number], share * attacks[number].seconds
+
+
+def siege(
+    run: RunConfig,
+    path: RunFolder,
+    security: str,
+    seconds: float,
+    names: Sequence[str] = tuple(ATTACKS),
+    say: Callable[[str], None] = lambda line: None,
+) -> Figures:
+    """Attack a run for so many seconds, beside its control; ``security`` is ``none`` or ``curve``."""
+    experiment = run.experiment.model_copy(
+        update={
+            "rounds": ROUNDS,
+            "mode": "sync",
+            "deadline": DEADLINE,
+            "checkpoint_every": 10,
+            "evaluate_every": ROUNDS,
+        }
+    )
+    network = NetworkConfig(security="curve" if security == "curve" else "none")
+    settings = run.model_copy(update={"graph": TOPOLOGY.to_config(), "experiment": experiment, "network": network})
+    groups: list[_Group] = []
+    try:
+        for name in ("attacked", "control"):
+            groups.append(_Group(settings, RunFolder(path.path / f"{name}-{security}")))
+        return _Siege(groups[0], groups[1], security, say).figures(schedule(experiment.seed, seconds, names), seconds)
+    finally:
+        for group in groups:
+            group.end()
+
+
+class _Siege:
+    def __init__(self, attacked: _Group, control: _Group, security: str, say: Callable[[str], None]) -> None:
+        self._attacked, self._control, self._security, self._say = attacked, control, security, say
+        self._groups = attacked, control
+        self._slots: list[Slot] = []
+        self._ended: dict[str, str] = {}
+        self._looked = 0.0
+
+    def figures(self, attacks: Iterator[tuple[Attack, float]], seconds: float) -> Figures:
+        """Do all of it."""
+        if not self._until(lambda: all(group.warm() for group in self._groups), JOIN_SECONDS, joining=True):
+            raise JoinError(f"no run within {JOIN_SECONDS:.0f} s; is the machine too busy?")
+        before = {peer: self._held(peer)[-1].descriptors for peer in HONEST}
+        begun, give_up = time.time(), time.monotonic() + seconds
+        while time.monotonic() < give_up and not self._ended:
+            attack, long = next(attacks)
+            self._say(f"{self._security}, {max(0.0, give_up - time.monotonic()):.0f} s left: {attack.name}")
+            self._slots.append(self._slot(attack, min(long, give_up - time.monotonic())))
+        ended = time.time()
+        self._until(lambda: self._settled(before), SETTLE_SECONDS)
+        self._look(f"after {self._slots[-1].attack}")
+        after = {peer: self._held(peer)[-1].descriptors for peer in HONEST}
+        for group in self._groups:
+            group.ask_to_end()
+        for group in self._groups:
+            for peer, code in group.end().items():
+                if code != 0:
+                    self._ended.setdefault(self._name(group, peer), f"{_how(code)} when it was asked to end")
+        return self._measured(begun, ended, {peer: (before[peer], after[peer]) for peer in HONEST})
+
+    def _slot(self, attack: Attack, seconds: float) -> Slot:
+        """Attack all victims in one way."""
+        foes = self._attacked.seat.foes
+        steps = {victim: attack.steps(foe) for victim, foe in foes.items()}
+        before = sum((foe.did for foe in foes.values()), Counter[str]())
+        begun, at = time.time(), time.monotonic()
+        give_up = at + seconds
+        while (now := time.monotonic()) < give_up and not self._ended:
+            for victim, foe in foes.items():
+                try:
+                    next(steps[victim])
+                except OSError:  # zmq.ZMQError is one
+                    steps[victim] = attack.steps(foe)
+            self._attend()
+            self._look(f"during {attack.name}")
+            at = max(at + 1 / attack.rate, now)  # what was not in time is left out
+            time.sleep(max(0.0, min(at, give_up) - time.monotonic()))
+        for doing in steps.values():
+            doing.close()
+        did = sum((foe.did for foe in foes.values()), Counter[str]()) - before
+        return Slot(attack.name, begun, time.time(), did["messages"], did["connections"])
+
+    def _attend(self, *, joining: bool = False) -> None:
+        for group in self._groups:
+            group.attend(joining=joining)
+
+    def _look(self, when: str) -> None:
+        """Twice a second, see what the processes hold, and whether they are there."""
+        if time.monotonic() < self._looked + 0.5:
+            return
+        self._looked = time.monotonic()
+        for group in self._groups:
+            group.sample()
+            for peer, code in group.dead().items():
+                self._ended.setdefault(self._name(group, peer), f"{_how(code)} {when}")
+
+    def _until(self, condition: Callable[[], bool], seconds: float, *, joining: bool = False) -> bool:
+        give_up = time.monotonic() + seconds
+        while time.monotonic() < give_up and not self._ended:
+            self._attend(joining=joining)
+            self._look("with nobody attacking")
+            if condition():
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _settled(self, before: Mapping[int, int]) -> bool:
+        return all(self._held(peer)[-1].descriptors <= before[peer] + LEFT_OPEN for peer in HONEST)
+
+    def _held(self, peer: int) -> list[_Sample]:
+        return self._attacked.samples[peer]
+
+    def _name(self, group: _Group, peer: int) -> str:
+        return f"peer {peer}" if group is self._attacked else f"the control's peer {peer}"
+
+    # --- what came of it --------------------------------------------------------------------------------------------
+
+    def _measured(self, begun: float, ended: float, descriptors: Mapping[int, tuple[int, int]]) -> Figures:
+        events = [group.folder.events() for group in self._groups]
+        played = [{peer: [e for e in said[peer] if isinstance(e, RoundReport)] for peer in HONEST} for said in events]
+        within = [
+            {peer: [e for e in rounds if begun <= e.time < ended] for peer, rounds in group.items()} for group in played
+        ]
+        missed, expected = [], 0
+        for group in within:
+            honest = {peer: set(TOPOLOGY.neighbours(peer)) - {SEAT} for peer in HONEST}
+            missed.append(sum(len(honest[peer] & set(e.missing)) for peer, rounds in group.items() for e in rounds))
+            expected = sum(len(honest[peer]) * len(rounds) for peer, rounds in group.items())
+        middle = (begun + ended) / 2
+
+        def memory(peer: int, first: float, last: float, of: Callable[[list[int]], float]) -> tuple[float, float]:
+            held = [[s.memory for s in group.samples[peer] if first <= s.time <= last] for group in self._groups]
+            return of(held[0] or [0]), of(held[1] or [0])
+
+        return Figures(
+            security=self._security,
+            seconds=ended - begun,
+            slots=self._slots,
+            by_attack={name: self._of(name, played) for name in dict.fromkeys(slot.attack for slot in self._slots)},
+            ended=self._ended,
+            rounds={peer: (len(within[0][peer]), len(within[1][peer])) for peer in HONEST},
+            longest=(_longest(played[0], begun, ended), _longest(played[1], begun, ended)),
+            early={peer: memory(peer, begun, middle, median) for peer in HONEST},
+            late={peer: memory(peer, middle, float("inf"), median) for peer in HONEST},
+            most={peer: memory(peer, begun, float("inf"), max) for peer in HONEST},
+            descriptors=descriptors,
+            missed=(missed[0], missed[1]),
+            expected=expected,
+            unsaved=sum(isinstance(e, Noticed) and e.what == "unsaved" for e in self._attacked.folder.noticed()),
+            refused={victim: played[0][victim][-1].refused for victim in VICTIMS},
+            heard=dict(self._attacked.canary.heard),
+        )
+
+    def _of(self, name: str, played: Sequence[Mapping[int, Sequence[RoundReport]]]) -> dict[str, float]:
+        """Work out what an attack did, and what it cost the ring."""
+        slots = [slot for slot in self._slots if slot.attack == name]
+
+        def rounds(group: Mapping[int, Sequence[RoundReport]]) -> int:
+            times = [e.time for peer in HONEST if peer != THINKER for e in group[peer]]
+            return sum(slot.begun <= time < slot.ended for slot in slots for time in times)
+
+        return {
+            "slots": len(slots),
+            "messages": sum(slot.said for slot in slots),
+            "connections": sum(slot.connections for slot in slots),
+            "rounds": rounds(played[0]) / max(1, rounds(played[1])),
+            "longest": max(_longest(played[0], slot.begun, slot.ended + DEADLINE) for slot in slots),
+        }
+
+
+def _longest(played: Mapping[int, Sequence[RoundReport]], begun: float, ended: float) -> float:
+    """Give the longest that a round that ended within a time took, without its computing."""
+    return max(
+        (
+            e.time - before.time - e.seconds.compute - e.seconds.fine_tune - e.seconds.evaluate
+            for rounds in played.values()
+            for before, e in pairwise(rounds)
+            if begun <= e.time < ended
+        ),
+        default=0.0,
+    )
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "did not end"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+def table(found: Figures) -> Fitted:
+    """Show what each attack did, and what it cost."""
+    rows = found.by_attack
+    ended = ", ".join(f"{who} {how}" for who, how in found.ended.items())
+    worst = min(found.rounds, key=lambda peer: found.rounds[peer][0] / max(1, found.rounds[peer][1]))
+    memory = max(most for most, _ in found.most.values()) / 1e6
+    return Fitted(
+        f"attacked for {found.seconds:.0f} s, security {found.security}",
+        {
+            "attack": list(rows),
+            "times": [f"{row['slots']:.0f}" for row in rows.values()],
+            "connections": [f"{row['connections']:.0f}" for row in rows.values()],
+            "messages": [f"{row['messages']:.0f}" for row in rows.values()],
+            "rounds": [f"{100 * row['rounds']:.0f} %" for row in rows.values()],
+            "longest, s": [f"{row['longest']:.2f}" for row in rows.values()],
+        },
+        note=f"Rounds are the ring's, of the control's in the same time; of the whole run peer {worst} played "
+        f"{found.rounds[worst][0]} of {found.rounds[worst][1]}. Longest: a round without its computing; the control's "
+        f"{found.longest[1]:.2f}. Memory at most {memory:.0f} MB." + (f" {ended}." if ended else ""),
+    )
