@@ -30,10 +30,11 @@ FIVE = range(5)
 CALM = {
     "security": "none",
     "seconds": 100.0,
-    "slots": [siege.Slot(name, 0, 10, 1, 1) for name in ("masks", "byes") * 2],
+    "slots": [siege.Slot(name, 0, 10, 1, 1, 65) for name in ("masks", "byes") * 2],
     "by_attack": {},
     "ended": {},
     "rounds": dict.fromkeys(FIVE, (910, 1000)),
+    "furthest": 1100,
     "longest": (2.9, 2.1),
     "early": dict.fromkeys(FIVE, (100e6, 100e6)),
     "late": dict.fromkeys(FIVE, (104e6, 100e6)),
@@ -43,18 +44,21 @@ CALM = {
     "expected": 100,
     "unsaved": 0,
     "refused": {},
-    "heard": {},
+    "heard": {"127.0.0.1": 260},
 }
 CHANGES = [
     {"ended": {"peer 4": "killed by SIGABRT during bursts"}},
     {"rounds": CALM["rounds"] | {3: (890, 1000)}},
+    {"furthest": 99_990},
     {"longest": (3.1, 2.1)},
     {"late": CALM["late"] | {0: (106e6, 100e6)}},
     {"most": CALM["most"] | {0: (400e6, 100e6)}},
     {"descriptors": CALM["descriptors"] | {4: (30, 40)}},
     {"missed": (9, 0)},
     {"unsaved": 1},
-    {"heard": {"127.0.0.1": 3}},
+    {"heard": {"127.0.0.2": 1}},
+    {"heard": {"ipc": 1}},
+    {"slots": [replace(slot, heard=66) for slot in CALM["slots"]]},
 ]
 
 

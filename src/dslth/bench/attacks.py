@@ -6,14 +6,18 @@ connections. Strangers have no key; insiders speak in a neighbour's name, with i
 
 import socket
 import struct
+import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 from zlib import crc32
 
 import msgpack
+import numpy as np
 import zmq
 
 from dslth import codecs, wire
@@ -22,7 +26,7 @@ from dslth.masks import BitMask
 from dslth.seeds import Stream
 from dslth.wire import Frames, Kind
 
-__all__ = ["ATTACKS", "HOST", "Attack", "Canary", "Foe", "Seat", "lie"]
+__all__ = ["ATTACKS", "ELSEWHERE", "HOST", "Attack", "Canary", "Foe", "Seat", "lie"]
 
 HOST, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 LONGEST = 901
@@ -41,27 +45,34 @@ def lie(frames: Frames, **fields: int) -> Frames:
 
 
 class Canary:
-    """Ports at which nobody has any business; ``heard`` counts who connects, by the host."""
+    """Ports at which nobody has any business, and a socket file; ``heard`` counts who connects, by the host."""
 
     def __init__(self) -> None:
-        self._sockets = [socket.create_server((host, 0)) for host in (HOST, HOST, ELSEWHERE)]
-        self.addresses = ["tcp://{}:{}".format(*there.getsockname()) for there in self._sockets]
+        self._folder = tempfile.TemporaryDirectory(prefix="dslth-")
+        self._sockets = {socket.create_server((host, 0)): host for host in (HOST, HOST, ELSEWHERE)}
+        self.addresses = [f"tcp://{host}:{there.getsockname()[1]}" for there, host in self._sockets.items()]
+        self.file = f"{self._folder.name}/socket"
+        self._sockets[socket.socket(socket.AF_UNIX)] = "ipc"
         self.heard: Counter[str] = Counter()
-        for there in self._sockets:
+        for there, host in self._sockets.items():
+            if host == "ipc":
+                there.bind(self.file)
+                there.listen()
             there.setblocking(False)
 
     def listen(self) -> None:
         """Count who has come."""
-        for there in self._sockets:
+        for there, host in self._sockets.items():
             with suppress(BlockingIOError):
                 while True:
                     there.accept()[0].close()
-                    self.heard[there.getsockname()[0]] += 1
+                    self.heard[host] += 1
 
     def close(self) -> None:
         """Go."""
         for there in self._sockets:
             there.close()
+        self._folder.cleanup()
 
 
 # --- an attacker's means --------------------------------------------------------------------------------------------
@@ -207,20 +218,25 @@ class Seat:
         return made
 
     def listen(self) -> None:
-        """Listen where the victims expect it."""
-        self._router = self.socket(zmq.ROUTER)
-        self._router.bind(self.address)
-        self.address = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        """Listen where the victims expect it; a port that was let go is free again in a moment."""
+        give_up = time.monotonic() + 5
+        while True:
+            self._router = self.socket(zmq.ROUTER)
+            try:
+                self._router.bind(self.address)
+                self.address = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+                return
+            except zmq.ZMQError:
+                self._router.close()
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
 
     def hang_up(self) -> None:
         """Break the victims' connections; they come again."""
         self._router.close(100)
         self.routes.clear()
-        for _ in range(100):
-            with suppress(zmq.ZMQError):  # the port is free in a moment
-                return self.listen()
-            self._router.close()
-        return None
+        self.listen()
 
     def attend(self, *, joining: bool = False) -> None:
         """Take in what the victims say, and answer it while the run has not begun."""
@@ -254,9 +270,54 @@ class Seat:
         self.context.destroy(linger=0)
 
 
+@dataclass(frozen=True)
+class Attack:
+    """One way to attack, at so many steps a second at each victim; ``seconds`` are how long it takes to tell."""
+
+    name: str
+    steps: Callable[[Foe], Steps]
+    rate: float
+    seconds: float
+
+
+ATTACKS: dict[str, Attack] = {}
+"""All there are, by name."""
+
+
+def attack(rate: float, seconds: float = 4.0) -> Callable[[Callable[[Foe], Steps]], Callable[[Foe], Steps]]:
+    """Take a generator in as an attack."""
+
+    def take(steps: Callable[[Foe], Steps]) -> Callable[[Foe], Steps]:
+        name = steps.__name__.replace("_", " ")
+        ATTACKS[name] = Attack(name, steps, rate, seconds)
+        return steps
+
+    return take
+
+
+def saying(rate: float, seconds: float = 4.0) -> Callable[[Callable[[Foe, int], Frames]], Callable[[Foe], Steps]]:
+    """Take in as an attack what an insider says, time after time, on connections that have said hello."""
+
+    def take(message: Callable[[Foe, int], Frames]) -> Callable[[Foe], Steps]:
+        @wraps(message)
+        def steps(foe: Foe) -> Steps:
+            while True:
+                with foe.line() as say:
+                    say(foe.hello())
+                    for _ in range(50):
+                        foe.turn += 1
+                        say(message(foe, foe.turn))
+                        yield
+
+        return attack(rate, seconds)(steps)
+
+    return take
+
+
 # --- strangers ------------------------------------------------------------------------------------------------------
 
 
+@attack(20)
 def garbage(foe: Foe) -> Steps:
     """Say what is no ZMTP, or begins as if it were; close, reset, or leave it open for a while."""
     while True:
@@ -272,6 +333,7 @@ def garbage(foe: Foe) -> Steps:
                 yield
 
 
+@attack(50)
 def hasty(foe: Foe) -> Steps:
     """Connect, leave, and connect again at once."""
     while True:
@@ -280,6 +342,7 @@ def hasty(foe: Foe) -> Steps:
         yield
 
 
+@attack(50)
 def half_open(foe: Foe) -> Steps:
     """Connect and say nothing, ever more often."""
     with ExitStack() as held:
@@ -289,6 +352,7 @@ def half_open(foe: Foe) -> Steps:
             yield
 
 
+@attack(50)
 def pouring(foe: Foe) -> Steps:
     """Say a message that does not end; a stranger where there are keys says so much of a command."""
     begin = foe.greeting + (b"" if foe.seat.keys else READY)
@@ -305,6 +369,7 @@ def pouring(foe: Foe) -> Steps:
 # --- insiders: how they connect -------------------------------------------------------------------------------------
 
 
+@attack(200, 12)
 def broken_off(foe: Foe) -> Steps:
     """Let each byte of greeting, handshake and hello in turn be the last one; then close, or reset."""
     while True:
@@ -319,6 +384,7 @@ def broken_off(foe: Foe) -> Steps:
         yield
 
 
+@attack(50, 15)
 def dribbling(foe: Foe) -> Steps:
     """Say a byte now and then, on eight connections."""
     while True:
@@ -333,6 +399,7 @@ def dribbling(foe: Foe) -> Steps:
         yield
 
 
+@attack(5, 8)
 def bursts(foe: Foe) -> Steps:
     """Say sixty messages of two bytes and be gone; without keys by a reset as well."""
     while True:
@@ -346,6 +413,7 @@ def bursts(foe: Foe) -> Steps:
         yield
 
 
+@attack(5, 8)
 def answering_bursts(foe: Foe) -> Steps:
     """Say sixty messages of two bytes to who has connected, hang up, and be there again."""
     while True:
@@ -356,6 +424,7 @@ def answering_bursts(foe: Foe) -> Steps:
             yield
 
 
+@attack(10, 8)
 def flood(foe: Foe) -> Steps:
     """Say more than can be used, small and large, on a connection that has said hello."""
     while True:
@@ -366,6 +435,7 @@ def flood(foe: Foe) -> Steps:
                 yield
 
 
+@attack(4)
 def empty_frames(foe: Foe) -> Steps:
     """Say a message of very many empty frames."""
     while True:
@@ -375,6 +445,7 @@ def empty_frames(foe: Foe) -> Steps:
                 yield
 
 
+@attack(50, 8)
 def slow_reader(foe: Foe) -> Steps:
     """Ask again and again and never read an answer."""
     with foe.line(RCVHWM=1, RCVBUF=2048) as say:
@@ -383,6 +454,7 @@ def slow_reader(foe: Foe) -> Steps:
             yield
 
 
+@attack(70, 15)
 def crowd(foe: Foe) -> Steps:
     """Open as many connections as a process may have descriptors, and say hello on each."""
     with ExitStack() as held:
@@ -396,101 +468,84 @@ def crowd(foe: Foe) -> Steps:
 # --- insiders: what they say ----------------------------------------------------------------------------------------
 
 
-def _saying(foe: Foe, message: Callable[[int], Frames]) -> Steps:
-    """Say hello, then one message after another; what came of it is not looked at."""
-    while True:
-        with foe.line() as say:
-            say(foe.hello())
-            for _ in range(50):
-                foe.turn += 1
-                say(message(foe.turn))
-                yield
-
-
 def _rounds(foe: Foe) -> tuple[int, ...]:
     last = foe.seat.rounds
     return 0, foe.round + 1, foe.round + 3, foe.round + 40, last - 10, last - 1, last, 2**31, 2**32 - 1
 
 
-def lying_rounds(foe: Foe) -> Steps:
+@saying(5)
+def lying_rounds(foe: Foe, turn: int) -> Frames:
     """Be in round 0, ahead, at the end, past it."""
-    return _saying(foe, lambda turn: lie(foe.hello(), round=_rounds(foe)[turn % 9]))
+    return lie(foe.hello(), round=_rounds(foe)[turn % 9])
 
 
-def far_ahead(foe: Foe) -> Steps:
+@saying(5)
+def far_ahead(foe: Foe, turn: int) -> Frames:
     """Be nearly done, and never say otherwise."""
-    return _saying(foe, lambda turn: lie(foe.hello(), round=foe.seat.rounds - 10))
+    return lie(foe.hello(), round=foe.seat.rounds - 10)
 
 
-def holding_nothing(foe: Foe) -> Steps:
+@saying(30)
+def holding_nothing(foe: Foe, turn: int) -> Frames:
     """Be in round 0 and hold nothing: every mask that is kept is wanted."""
-    return _saying(foe, lambda turn: foe.hello(0))
+    return foe.hello(0)
 
 
-def lying_held(foe: Foe) -> Steps:
+@saying(30)
+def lying_held(foe: Foe, turn: int) -> Frames:
     """Hold what was never sent, or what was long ago."""
-    return _saying(foe, lambda turn: lie(foe.hello(), held=(0, 1, 2, foe.round, foe.round + 1, 2**32 - 1)[turn % 6]))
+    return lie(foe.hello(), held=(0, 1, 2, foe.round, foe.round + 1, 2**32 - 1)[turn % 6])
 
 
-def addresses(foe: Foe) -> Steps:
+@saying(20, 8)
+def addresses(foe: Foe, turn: int) -> Frames:
     """Be at one place and at another, at ports of others, at places that are none."""
-    bad = "ipc:///tmp/dslth-nowhere", "inproc://x", "tcp://*:1", "udp://127.0.0.1:9", "tcp://127.0.0.1:0", "x" * 255
-    places = [*foe.canary.addresses, *bad, "tcp://[::1]:9", "tcp://no-such-host.invalid:9", "tcp://127.0.0.1:99999"]
-    return _saying(foe, lambda turn: foe.hello(address=places[turn % 3 if turn % 4 else foe.number(len(places))]))
+    places = [*foe.canary.addresses, f"ipc://{foe.canary.file}", "ipc:///nowhere/socket", "inproc://x", "x" * 255]
+    places += ["tcp://*:1", "udp://127.0.0.1:9", "tcp://127.0.0.1:0", "tcp://[::1]:9", "tcp://127.0.0.1:99999"]
+    places += ["tcp://no-such-host.invalid:9"]
+    return foe.hello(address=places[turn % 3 if turn % 4 else foe.number(len(places))])
 
 
-def other_hellos(foe: Foe) -> Steps:
+@saying(20)
+def other_hellos(foe: Foe, turn: int) -> Frames:
     """Have another run, other sizes, other ones; welcome and refuse who did not ask."""
-    sizes, ones = foe.seat.me.sizes, foe.seat.me.ones
-    none, many = (0,) * len(sizes), (2**32 - 1,) * 3000
-    lies: list[dict[str, Any]] = [{"digest": foe.noise(16)}, {"ones": none}, {"ones": sizes}, {"ones": ones[::-1]}]
+    sizes, ones, most = foe.seat.me.sizes, foe.seat.me.ones, (2**32 - 1,) * 3000
+    lies: list[dict[str, Any]] = [{"digest": foe.noise(16)}, {"ones": (0,) * len(sizes)}, {"ones": sizes}]
     lies += [
-        {"sizes": many, "ones": many},
+        {"ones": ones[::-1]},
+        {"sizes": most, "ones": most},
         {"sizes": (), "ones": ()},
-        {"digest": bytes(16), "sizes": (1,), "ones": (1,)},
+        {"sizes": (1,), "ones": (1,)},
     ]
-    many_settings = {f"{n}": "x" * 60 for n in range(200)}
-
-    def message(turn: int) -> Frames:
-        if turn % 8 == 7:
-            return wire.refusal(foe.seat.me.digest, foe.seat.peer, foe.round, many_settings)
-        return foe.hello(kind=Kind(turn // 8 % 2), **lies[turn % 8])
-
-    return _saying(foe, message)
+    if turn % 8 == 7:
+        return wire.refusal(foe.seat.me.digest, foe.seat.peer, foe.round, {f"{n}": "x" * 60 for n in range(200)})
+    return foe.hello(kind=Kind(turn // 8 % 2), **lies[turn % 8])
 
 
-def masks(foe: Foe) -> Steps:
+@saying(30)
+def masks(foe: Foe, turn: int) -> Frames:
     """Send masks of any round, depth and codec, full, empty and true."""
-    sizes = foe.seat.me.sizes
-    full = BitMask.unpack(
-        b"".join(b"\xff" * (n // 8) + bytes([256 - (1 << -n % 8)] * (n % 8 > 0)) for n in sizes), sizes
-    )
-    empty = BitMask.unpack(bytes(len(full.pack())), sizes)
-
-    def message(turn: int) -> Frames:
-        round_ = (*_rounds(foe), foe.round, foe.round)[turn % 11]
-        true = lie(foe.mask(0, (full, empty, None)[turn % 3]), round=round_)
-        kinds = true, lie(true, codec=foe.number(256)), lie(true, depth=foe.number(300)), (true[0], foe.noise(5000))
-        return kinds[turn // 3 % 4]
-
-    return _saying(foe, message)
+    full, empty = (BitMask.from_arrays(np.full(n, kept) for n in foe.seat.me.sizes) for kept in (True, False))
+    round_ = (*_rounds(foe), foe.round, foe.round)[turn % 11]
+    true = lie(foe.mask(0, (full, empty, None)[turn % 3]), round=round_)
+    kinds = true, lie(true, codec=foe.number(256)), lie(true, depth=foe.number(300)), (true[0], foe.noise(5000))
+    return kinds[turn // 3 % 4]
 
 
-def byes(foe: Foe) -> Steps:
+@saying(30)
+def byes(foe: Foe, turn: int) -> Frames:
     """Leave and come back, over and over."""
-
-    def message(turn: int) -> Frames:
-        bye = wire.bye(foe.seat.me.digest, foe.seat.peer, foe.round, heard=turn % 4 == 1)
-        return lie(bye, round=_rounds(foe)[turn % 9]) if turn % 2 else foe.hello()
-
-    return _saying(foe, message)
+    bye = wire.bye(foe.seat.me.digest, foe.seat.peer, foe.round, heard=turn % 4 == 1)
+    return lie(bye, round=_rounds(foe)[turn % 9]) if turn % 2 else foe.hello()
 
 
-def teasing(foe: Foe) -> Steps:
+@saying(5, 8)
+def teasing(foe: Foe, turn: int) -> Frames:
     """Promise to take part, do so now and then, and stay away."""
-    return _saying(foe, lambda turn: foe.mask(foe.round + 1) if turn % 5 == 0 else foe.hello())
+    return foe.mask(foe.round + 1) if turn % 5 == 0 else foe.hello()
 
 
+@attack(10)
 def answers(foe: Foe) -> Steps:
     """Lie to who has connected: welcomes, refusals, masks and byes as its answers."""
     while True:
@@ -502,46 +557,3 @@ def answers(foe: Foe) -> Steps:
         refusal = wire.refusal(foe.seat.me.digest, foe.seat.peer, foe.round, {"seed": "another"})
         foe.seat.answer(foe, welcome, lie(foe.mask(foe.round), round=lies["round"]), bye, refusal, (foe.noise(9),))
         yield
-
-
-@dataclass(frozen=True)
-class Attack:
-    """One way to attack, at so many steps a second at each victim; ``seconds`` are how long it takes to tell."""
-
-    steps: Callable[[Foe], Steps]
-    rate: float
-    seconds: float = 4.0
-
-    @property
-    def name(self) -> str:
-        """What it is called in reports."""
-        return self.steps.__name__.replace("_", " ")
-
-
-ATTACKS: Mapping[str, Attack] = {
-    attack.name: attack
-    for attack in (
-        Attack(garbage, 20),
-        Attack(hasty, 50),
-        Attack(half_open, 50),
-        Attack(pouring, 50),
-        Attack(broken_off, 200, 12),
-        Attack(dribbling, 50, 15),
-        Attack(bursts, 5, 8),
-        Attack(answering_bursts, 5, 8),
-        Attack(flood, 10, 8),
-        Attack(empty_frames, 4),
-        Attack(slow_reader, 50, 8),
-        Attack(crowd, 100, 15),
-        Attack(lying_rounds, 5),
-        Attack(far_ahead, 5),
-        Attack(holding_nothing, 30),
-        Attack(lying_held, 30),
-        Attack(addresses, 20, 8),
-        Attack(other_hellos, 20),
-        Attack(masks, 30),
-        Attack(byes, 30),
-        Attack(teasing, 5, 8),
-        Attack(answers, 10),
-    )
-}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from dslth import keys, wire
-from dslth.bench.attacks import ATTACKS, HOST, Attack, Canary, Foe, Seat
+from dslth.bench.attacks import ATTACKS, ELSEWHERE, HOST, Attack, Canary, Foe, Seat
 from dslth.config import NetworkConfig, RunConfig, identity
 from dslth.errors import JoinError, MissingFileError
 from dslth.events import Noticed, RoundReport
@@ -49,6 +49,8 @@ WARM_ROUNDS = 15
 JOIN_SECONDS = 120.0
 SETTLE_SECONDS = 20.0
 END_SECONDS = 30.0
+MOVES = 3.0
+"""Connections a second that a peer may make to where a neighbour says that it is: a move, and tries to reach it."""
 SHARE, SPARE = 0.10, 2
 """Share of the rounds that attacks may cost; and deadlines, some of which a neighbour that comes and goes may cost."""
 GROWTH, BLOAT, LEFT_OPEN = 0.05, 256 << 20, 4
@@ -63,22 +65,24 @@ class _Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Slot:
-    """An attack, from one Unix time to another; ``said`` and ``connections`` are how often, at all victims together."""
+    """An attack, from one Unix time to another, at all victims; ``heard``: connections made to where it pointed."""
 
     attack: str
     begun: float
     ended: float
-    said: int
+    messages: int
     connections: int
+    heard: int
 
 
 @dataclass(frozen=True)
 class Figures:
     """What an attacked run came to beside its control; each pair is the attacked one's and the control's.
 
-    ``rounds`` by peer. ``longest``: seconds of a round without its computing. ``early``, ``late`` and ``most`` are
-    resident memory in bytes, of one half, of the other, and at most. ``missed``: honest peers' masks of honest
-    neighbours, of ``expected``. ``heard``: connections made to where an attacker pointed, by host.
+    ``rounds`` by peer, ``furthest`` the last one's number. ``longest``: seconds of a round without its computing.
+    ``early``, ``late`` and ``most`` are resident memory in bytes: of one half, of the other, and at most. ``missed``:
+    honest peers' masks of honest neighbours, of ``expected``. ``heard``: connections made to where an attacker pointed,
+    by host.
     """
 
     security: str
@@ -87,6 +91,7 @@ class Figures:
     by_attack: Mapping[str, Mapping[str, float]]
     ended: Mapping[str, str]
     rounds: Mapping[int, tuple[int, int]]
+    furthest: int
     longest: tuple[float, float]
     early: Mapping[int, tuple[float, float]]
     late: Mapping[int, tuple[float, float]]
@@ -101,20 +106,24 @@ class Figures:
     def conditions(self) -> dict[str, bool]:
         """Judge: what was promised, and whether it is so."""
         twice = len(self.slots) >= 2 * len({slot.attack for slot in self.slots})
-        pointing = sum(slot.ended - slot.begun for slot in self.slots if slot.attack in ("addresses", "answers"))
         return {
             "every peer is alive to the end, and ends when it is asked to": not self.ended,
             "honest peers play as many rounds as in the control": all(
                 control - attacked <= max(SHARE * control, self._spare(peer))
                 for peer, (attacked, control) in self.rounds.items()
             ),
+            "nobody is led to the run's end": self.furthest < ROUNDS // 2,
             "no round passes the deadline by more than a second": self.longest[0] <= DEADLINE + SLACK_SECONDS,
             "memory is bounded": all(attacked - control < BLOAT for attacked, control in self.most.values()),
             "memory is flat": not twice or all(self._growth(peer) < GROWTH for peer in HONEST),
             "no descriptor stays open": all(late <= early + LEFT_OPEN for early, late in self.descriptors.values()),
             "honest masks arrive": self.missed[0] - self.missed[1] <= max(self.expected / 100, 8),
             "checkpoints are written": not self.unsaved,
-            "nobody is sent where an attacker points": sum(self.heard.values()) <= 2 + pointing,
+            "few go where an attacker points, and none to another host without keys": all(
+                slot.heard <= 5 + MOVES * len(VICTIMS) * (slot.ended - slot.begun) for slot in self.slots
+            )
+            and not (self.security == "none" and self.heard.get(ELSEWHERE))
+            and not self.heard.get("ipc"),
         }
 
     def _spare(self, peer: int) -> float:
@@ -309,7 +318,7 @@ class _Siege:
         """Attack all victims in one way."""
         foes = self._attacked.seat.foes
         steps = {victim: attack.steps(foe) for victim, foe in foes.items()}
-        before = sum((foe.did for foe in foes.values()), Counter[str]())
+        before, heard = sum((foe.did for foe in foes.values()), Counter[str]()), self._attacked.canary.heard.total()
         begun, at = time.time(), time.monotonic()
         give_up = at + seconds
         while (now := time.monotonic()) < give_up and not self._ended:
@@ -325,7 +334,8 @@ class _Siege:
         for doing in steps.values():
             doing.close()
         did = sum((foe.did for foe in foes.values()), Counter[str]()) - before
-        return Slot(attack.name, begun, time.time(), did["messages"], did["connections"])
+        heard = self._attacked.canary.heard.total() - heard
+        return Slot(attack.name, begun, time.time(), did["messages"], did["connections"], heard)
 
     def _attend(self, *, joining: bool = False) -> None:
         for group in self._groups:
@@ -386,6 +396,7 @@ class _Siege:
             by_attack={name: self._of(name, played) for name in dict.fromkeys(slot.attack for slot in self._slots)},
             ended=self._ended,
             rounds={peer: (len(within[0][peer]), len(within[1][peer])) for peer in HONEST},
+            furthest=max(rounds[-1].round for rounds in played[0].values()),
             longest=(_longest(played[0], begun, ended), _longest(played[1], begun, ended)),
             early={peer: memory(peer, begun, middle, median) for peer in HONEST},
             late={peer: memory(peer, middle, float("inf"), median) for peer in HONEST},
@@ -408,7 +419,7 @@ class _Siege:
 
         return {
             "slots": len(slots),
-            "messages": sum(slot.said for slot in slots),
+            "messages": sum(slot.messages for slot in slots),
             "connections": sum(slot.connections for slot in slots),
             "rounds": rounds(played[0]) / max(1, rounds(played[1])),
             "longest": max(_longest(played[0], slot.begun, slot.ended + DEADLINE) for slot in slots),
