@@ -4,6 +4,7 @@ An attack is a generator: each step does a little, so that whoever runs it sets 
 connections. Strangers have no key; insiders speak in a neighbour's name, with its key where there are keys.
 """
 
+import resource
 import socket
 import struct
 import tempfile
@@ -458,7 +459,7 @@ def slow_reader(foe: Foe) -> Steps:
 def crowd(foe: Foe) -> Steps:
     """Open as many connections as a process may have descriptors, and say hello on each."""
     with ExitStack() as held:
-        for _ in range(CROWD):
+        for _ in range(min(CROWD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 5)):
             held.enter_context(foe.line(RCVHWM=4))(foe.hello())
             yield
         while True:

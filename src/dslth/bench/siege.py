@@ -116,7 +116,8 @@ class Figures:
             "no round passes the deadline by more than a second": self.longest[0] <= DEADLINE + SLACK_SECONDS,
             "memory is bounded": all(attacked - control < BLOAT for attacked, control in self.most.values()),
             "memory is flat": not twice or all(self._growth(peer) < GROWTH for peer in HONEST),
-            "no descriptor stays open": all(late <= early + LEFT_OPEN for early, late in self.descriptors.values()),
+            "no descriptor stays open": bool(self.ended)
+            or all(late <= early + LEFT_OPEN for early, late in self.descriptors.values()),
             "honest masks arrive": self.missed[0] - self.missed[1] <= max(self.expected / 100, 8),
             "checkpoints are written": not self.unsaved,
             "few go where an attacker points, and none to another host without keys": all(
@@ -154,7 +155,7 @@ class _Paced(Learner):
 
 def _be(peer: int, run: RunConfig, folder: RunFolder, pipe: Any) -> None:
     """Be the process of an honest peer."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    resource.setrlimit(resource.RLIMIT_NOFILE, 2 * (min(DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),))
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
@@ -229,9 +230,9 @@ class _Group:
         for process in self.processes.values():
             process.terminate()
 
-    def end(self) -> dict[int, int | None]:
-        """Wait for the processes; the exit codes, None where one had to be killed."""
-        give_up, codes = time.monotonic() + END_SECONDS, dict[int, int | None]()
+    def end(self, patience: float = 0.0) -> dict[int, int | None]:
+        """Wait for the processes, and kill who is left; the exit codes, None where that was needed."""
+        give_up, codes = time.monotonic() + patience, dict[int, int | None]()
         for peer, process in self.processes.items():
             process.join(max(0.0, give_up - time.monotonic()))
             codes[peer] = process.exitcode
@@ -275,6 +276,8 @@ def siege(
     network = NetworkConfig(security="curve" if security == "curve" else "none")
     settings = run.model_copy(update={"graph": TOPOLOGY.to_config(), "experiment": experiment, "network": network})
     groups: list[_Group] = []
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # attackers need more than their victims
     try:
         for name in ("attacked", "control"):
             groups.append(_Group(settings, RunFolder(path.path / f"{name}-{security}")))
@@ -295,7 +298,8 @@ class _Siege:
     def figures(self, attacks: Iterator[tuple[Attack, float]], seconds: float) -> Figures:
         """Do all of it."""
         if not self._until(lambda: all(group.warm() for group in self._groups), JOIN_SECONDS, joining=True):
-            raise JoinError(f"no run within {JOIN_SECONDS:.0f} s; is the machine too busy?")
+            ended = "".join(f" ({who} {how})" for who, how in self._ended.items())
+            raise JoinError(f"no run to attack within {JOIN_SECONDS:.0f} s{ended}; is the machine too busy?")
         before = {peer: self._held(peer)[-1].descriptors for peer in HONEST}
         begun, give_up = time.time(), time.monotonic() + seconds
         while time.monotonic() < give_up and not self._ended:
@@ -309,7 +313,7 @@ class _Siege:
         for group in self._groups:
             group.ask_to_end()
         for group in self._groups:
-            for peer, code in group.end().items():
+            for peer, code in group.end(END_SECONDS).items():
                 if code != 0:
                     self._ended.setdefault(self._name(group, peer), f"{_how(code)} when it was asked to end")
         return self._measured(begun, ended, {peer: (before[peer], after[peer]) for peer in HONEST})
