@@ -298,8 +298,8 @@ class _Siege:
     def figures(self, attacks: Iterator[tuple[Attack, float]], seconds: float) -> Figures:
         """Do all of it."""
         if not self._until(lambda: all(group.warm() for group in self._groups), JOIN_SECONDS, joining=True):
-            ended = "".join(f" ({who} {how})" for who, how in self._ended.items())
-            raise JoinError(f"no run to attack within {JOIN_SECONDS:.0f} s{ended}; is the machine too busy?")
+            why = "".join(f" ({who} {how})" for who, how in self._ended.items())
+            raise JoinError(f"no run to attack within {JOIN_SECONDS:.0f} s{why}; is the machine too busy?")
         before = {peer: self._held(peer)[-1].descriptors for peer in HONEST}
         begun, give_up = time.time(), time.monotonic() + seconds
         while time.monotonic() < give_up and not self._ended:
