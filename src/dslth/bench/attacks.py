@@ -30,8 +30,8 @@ from dslth.wire import Frames, Kind
 __all__ = ["ATTACKS", "ELSEWHERE", "HOST", "Attack", "Canary", "Foe", "Seat", "lie"]
 
 HOST, ELSEWHERE = "127.0.0.1", "127.0.0.2"
-LONGEST = 901
-"""More bytes than a client says up to the end of its hello, with CURVE (in practice 760)."""
+SAID = {False: 191, True: 801}
+"""Bytes that a client says to the end of its hello, and a few, without keys and with: an odd number, prime to 37."""
 CROWD = 1024
 FRAMES = 164_280
 READY = b"\x04\x1c\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
@@ -83,7 +83,7 @@ class Canary:
 class Foe:
     """An attacker's means against one victim at ``port``. ``round`` is the victim's, as it says itself.
 
-    ``turn`` counts attempts over the whole run; ``did`` counts messages and connections.
+    ``turn`` and ``leaks`` count attempts over the whole run; ``did`` counts messages and connections.
     """
 
     victim: int
@@ -93,6 +93,7 @@ class Foe:
     stream: Stream
     round: int = 0
     turn: int = 0
+    leaks: int = 0
     did: Counter[str] = field(default_factory=Counter)
 
     def number(self, below: int) -> int:
@@ -174,8 +175,8 @@ class _Leak:
             with suppress(BlockingIOError):
                 self._client = self._ends.enter_context(self._listening.accept()[0])
                 self._client.setblocking(False)
-                self._foe.turn += 1
-                reset = self._foe.turn % 2 == 0
+                self._foe.leaks += 1
+                reset = self._foe.leaks % 2 == 0
                 self._there = self._ends.enter_context(self._foe.connection(reset=reset))
                 self._there.setblocking(False)
                 self._listening.close()  # it does not come again
@@ -201,7 +202,6 @@ class Seat:
         self.context.set(zmq.BLOCKY, 0)  # at the end nothing is waited for
         self.foes: dict[int, Foe] = {}
         self.routes: dict[int, bytes] = {}
-        self.welcomed: set[int] = set()
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self.address = f"tcp://{HOST}:*"
         self.listen()
@@ -254,10 +254,9 @@ class Seat:
                 foe.round, self.routes[header.sender] = header.round, route
                 if joining and header.kind == Kind.HELLO:
                     self.answer(foe, foe.hello(0, kind=Kind.WELCOME))
-        for victim, dealer in self._dealers.items():
+        for dealer in self._dealers.values():
             while dealer.poll(0):
                 dealer.recv_multipart()
-                self.welcomed.add(victim)
 
     def answer(self, foe: Foe, *messages: Any) -> None:
         """Say something on the connection that a victim has made to this seat."""
@@ -373,11 +372,12 @@ def pouring(foe: Foe) -> Steps:
 @attack(200, 12)
 def broken_off(foe: Foe) -> Steps:
     """Let each byte of greeting, handshake and hello in turn be the last one; then close, or reset."""
+    longest = SAID[bool(foe.seat.keys)]
     while True:
         with suppress(OSError), _Leak(foe) as leak, foe.line(leak.port, LINGER=0) as say:
             say(foe.hello(), (b"ab",), (b"ab",))
-            left = 1 + 37 * foe.turn % LONGEST  # all of them, in an order that has early and late ones in any few
-            for _ in range(25):
+            left = 1 + 37 * foe.leaks % longest  # all in turn, in an order that has early and late ones in any few
+            for _ in range(40):
                 left -= leak.carry(left)
                 if not left:
                     break
@@ -393,7 +393,7 @@ def dribbling(foe: Foe) -> Steps:
             leaks = [held.enter_context(_Leak(foe)) for _ in range(8)]
             for leak in leaks:
                 held.enter_context(foe.line(leak.port, LINGER=0))(foe.hello())
-            for _ in range(LONGEST):
+            for _ in range(SAID[bool(foe.seat.keys)]):
                 for leak in leaks:
                     leak.carry(1)
                 yield
