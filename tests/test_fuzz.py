@@ -81,13 +81,12 @@ def test_a_peer_of_a_run_bears_garbage(commands, tmp_path):
 
 @pytest.mark.parametrize("security", ["none", "curve"])
 def test_a_run_bears_strangers_and_a_neighbour_that_lies(commands, tmp_path, security):
-    done, record = fuzzed(commands, tmp_path, "--messages", 0, "--seconds", 12, "--security", security)
+    done, record = fuzzed(commands, tmp_path, "--messages", 0, "--seconds", 10, "--security", security)
     assert done.returncode == 0, done.stderr
     found = record["sieges"][security]
     assert set(found["by_attack"]) == set(ATTACKS)
-    silent = {"hasty", "half open", "garbage", "pouring"}
-    for name, did in found["by_attack"].items():
-        assert did["messages" if name not in silent else "connections"] > 0, name
+    for name in set(ATTACKS) - {"answers", "answering bursts"}:  # those are for who has connected, if just then anybody
+        assert found["by_attack"][name]["messages"] + found["by_attack"][name]["connections"] > 0, name
 
 
 def test_harm_is_seen():

@@ -215,6 +215,8 @@ def fuzz(
         record["sieges"][kind] = siege.record()
         conditions |= {f"{what} (security {kind})": holds for what, holds in siege.conditions().items()}
         out.print(sieges.table(siege))
+        for who, how in siege.ended.items():
+            _say(f"{who} {how}")
     (folder.path / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(record))  # noqa: T201

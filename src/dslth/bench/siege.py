@@ -281,7 +281,8 @@ def siege(
     try:
         for name in ("attacked", "control"):
             groups.append(_Group(settings, RunFolder(path.path / f"{name}-{security}")))
-        return _Siege(groups[0], groups[1], security, say).figures(schedule(experiment.seed, seconds, names), seconds)
+        attacks = schedule(experiment.seed, seconds, names)
+        return _Siege(groups[0], groups[1], security, say).figures(attacks, len(names), seconds)
     finally:
         for group in groups:
             group.end()
@@ -295,17 +296,17 @@ class _Siege:
         self._ended: dict[str, str] = {}
         self._looked = 0.0
 
-    def figures(self, attacks: Iterator[tuple[Attack, float]], seconds: float) -> Figures:
-        """Do all of it."""
+    def figures(self, attacks: Iterator[tuple[Attack, float]], least: int, seconds: float) -> Figures:
+        """Do all of it, and each attack at least once."""
         if not self._until(lambda: all(group.warm() for group in self._groups), JOIN_SECONDS, joining=True):
             why = "".join(f" ({who} {how})" for who, how in self._ended.items())
             raise JoinError(f"no run to attack within {JOIN_SECONDS:.0f} s{why}; is the machine too busy?")
         before = {peer: self._held(peer)[-1].descriptors for peer in HONEST}
         begun, give_up = time.time(), time.monotonic() + seconds
-        while time.monotonic() < give_up and not self._ended:
+        while (time.monotonic() < give_up or len(self._slots) < least) and not self._ended:
             attack, long = next(attacks)
             self._say(f"{self._security}, {max(0.0, give_up - time.monotonic()):.0f} s left: {attack.name}")
-            self._slots.append(self._slot(attack, min(long, give_up - time.monotonic())))
+            self._slots.append(self._slot(attack, long))
         ended = time.time()
         self._until(lambda: self._settled(before), SETTLE_SECONDS)
         self._look(f"after {self._slots[-1].attack}")
@@ -452,7 +453,6 @@ def _how(code: int | None) -> str:
 def table(found: Figures) -> Fitted:
     """Show what each attack did, and what it cost."""
     rows = found.by_attack
-    ended = ", ".join(f"{who} {how}" for who, how in found.ended.items())
     worst = min(found.rounds, key=lambda peer: found.rounds[peer][0] / max(1, found.rounds[peer][1]))
     memory = max(most for most, _ in found.most.values()) / 1e6
     return Fitted(
@@ -467,5 +467,5 @@ def table(found: Figures) -> Fitted:
         },
         note=f"Rounds are the ring's, of the control's in the same time; of the whole run peer {worst} played "
         f"{found.rounds[worst][0]} of {found.rounds[worst][1]}. Longest: a round without its computing; the control's "
-        f"{found.longest[1]:.2f}. Memory at most {memory:.0f} MB." + (f" {ended}." if ended else ""),
+        f"{found.longest[1]:.2f}. Memory at most {memory:.0f} MB.",
     )
