@@ -228,7 +228,7 @@ def test_the_hub_of_a_star_has_a_thousand_neighbours_at_two_files_each(topology_
     learner = Learner(0, 10, run.experiment, run.device(0))  # who has which samples is no matter here
     settings = identity(run, graph.digest) | {"layout": "+".join(map(str, learner.sizes))}
     spokes = Spokes(settings, learner.sizes, Learner(1, 10, run.experiment, run.device(1)).mask(), 2)
-    hub = ZeroMqTransport(wire.max_payload(learner.sizes))
+    hub = ZeroMqTransport(wire.max_payload(learner.sizes), neighbours=SPOKES)
     try:
         address = hub.listen("tcp://127.0.0.1:*")
         place = Place(0, run, graph, [address, *spokes.addresses], join_timeout=200)

@@ -436,7 +436,7 @@ def test_a_neighbour_that_spoke_before_the_monitor_told_of_it_is_no_stranger():
         tell, monitor = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
         tell.bind("inproc://monitor")
         monitor.connect("inproc://monitor")
-        watch = guard.Guard(monitor, server.getsockname()[1], 1 << 20, keys=False)
+        watch = guard.Guard(monitor, server.getsockname()[1], 1 << 20, keys=False, neighbours=0)
         strangers = 10
         ends = []
         for _ in range(guard.STRANGERS + strangers + 1):

@@ -140,7 +140,7 @@ def run_one(
     largest = wire.max_payload(learner.sizes)
     if memory is None:
         mine = keys.choose(peer, run.network, topology.neighbours(peer), listen, folder.path / "keys")
-        transport: Transport = ZeroMqTransport(largest, mine)
+        transport: Transport = ZeroMqTransport(largest, mine, neighbours=len(topology.neighbours(peer)))
     else:
         transport = MemoryTransport(memory, peer)
     if faults is not None:

@@ -44,8 +44,11 @@ BEHIND = 1
 """Rounds that a peer may be behind its neighbours without skipping any."""
 SKIP = 16
 """Rounds that a peer skips at once, at most: a neighbour that lies about the round costs no more than that."""
-PROBATION = 8
-"""Rounds that pass, longer with each loss, until a lost neighbour whose masks are late is waited for once more."""
+PROBATION = 32
+"""Rounds that pass after a neighbour's second loss until it is waited for once more; twice as many with each further.
+
+Its masks count meanwhile, where they come in time. Who only says that it is there, over and over, holds nobody up.
+"""
 EXTRA, EXTRA_SECONDS = 256, 0.5
 """Messages that a peer takes in at most once a round is over, and for how long, so that a flood does not hold it."""
 STOPPED_SECONDS = 1.0
@@ -233,6 +236,12 @@ class Neighbourhood:
         self._gone[neighbour] = self.round
         self._losses[neighbour] += 1
         self._ledger.notice(what, self.round, neighbour)
+
+    def _is_trusted(self, neighbour: int) -> bool:
+        """Tell whether a neighbour is worth waiting for: each time that it was lost it has to wait longer itself."""
+        losses = self._losses[neighbour]
+        probation = PROBATION * 2 ** (losses - 2) if losses > 1 else 0
+        return self._experiment.mode != "sync" or self.round >= self._gone.get(neighbour, self.round) + probation
 
     def _await(self, neighbour: int, first: int) -> None:
         """Wait for a neighbour's masks, from the round ``first`` on."""
@@ -475,7 +484,7 @@ class Neighbourhood:
         self._follow(sender, self._greeted[sender].address, delivery.route)
         # whoever is further behind skips rounds, and says by its first mask which is the next that it plays
         near = header.round >= self.round - BEHIND or self._experiment.mode == "async"
-        if sender not in self._awaited and (self.patient or near):
+        if sender not in self._awaited and (self.patient or (near and self._is_trusted(sender))):
             self._await(sender, self.round if self.patient else self.round + bool(self.round))
         self._outgoing.holds(sender, header.acknowledged)
         welcome = wire.hello(Kind.WELCOME, self.me, self.place.peer, self.round, self._holds(sender))
@@ -574,14 +583,14 @@ class Neighbourhood:
     def _put(self, sender: int, round_: int, mask: BitMask) -> None:
         """Put a mask into the box of its round."""
         if round_ < self.round:  # too late, but the next one may build on it
-            if sender in self._gone and self.round >= self._gone[sender] + PROBATION * (self._losses[sender] - 1):
+            if sender in self._gone and self._is_trusted(sender):
                 self._await(sender, self.round + 1)  # it is there, and never again in time unless it is waited for
             raise Refused(Refusal.STALE)
         box = self._inbox.setdefault(round_, {})
         if sender in box:
             raise Refused(Refusal.DUPLICATE)
         box[sender] = mask
-        if sender not in self._awaited or sender in self._gone:
+        if (sender not in self._awaited or sender in self._gone) and self._is_trusted(sender):
             self._await(sender, round_)
 
 

@@ -132,8 +132,7 @@ class Inbox:
             raise AddressError(f"cannot listen on {address}: {reason}; choose another --listen") from None
         self.address = self._pull.getsockopt_string(zmq.LAST_ENDPOINT)
         port = int(self.address.rpartition(":")[2])
-        self._guard = guard.Guard(monitor, port, (WAITING + 4) * LARGEST, keys=keys is not None)
-        self._guard.neighbours = peers
+        self._guard = guard.Guard(monitor, port, (WAITING + 4) * LARGEST, keys=keys is not None, neighbours=peers)
 
     def receive(self, timeout: float) -> Event | None:
         """Wait up to ``timeout`` seconds for a report; None without one, or where what came is dropped."""

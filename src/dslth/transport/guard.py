@@ -67,10 +67,10 @@ class Guard:
     sent a frame over the bound, or what is no ZMTP.
     """
 
-    def __init__(self, monitor: "zmq.Socket[bytes]", port: int, most_held: int, *, keys: bool) -> None:
+    def __init__(self, monitor: "zmq.Socket[bytes]", port: int, most_held: int, *, keys: bool, neighbours: int) -> None:
         self._monitor, self._port, self._most_held = monitor, port, most_held
         self._no_key = "no-key" if keys else "bad-handshake"
-        self.neighbours = 0
+        self._neighbours = neighbours
         self._lock = threading.Lock()
         self._open: dict[int, _Watched] = {}
         self._early: dict[int, _Watched] = {}
@@ -154,7 +154,7 @@ class Guard:
     def _bound(self, neighbour: int | None) -> None:
         """Cut off the oldest connection of a neighbour, or of those who are nobody yet, where there are too many."""
         theirs = [fd for fd, accepted in self._open.items() if accepted.neighbour == neighbour]
-        if len(theirs) > (STRANGERS + 2 * self.neighbours if neighbour is None else PER_NEIGHBOUR):
+        if len(theirs) > (STRANGERS + 2 * self._neighbours if neighbour is None else PER_NEIGHBOUR):
             self._cut_off(theirs[0], "too-many-connections")
 
     def _ended(self, fd: int) -> None:

@@ -79,11 +79,14 @@ class ZeroMqTransport:
 
     ``max_message`` bounds a frame: libzmq cuts off whoever sends more. With ``keys`` every connection is encrypted and
     proves at both ends who it is (CURVE); without them anyone may connect. ``refused`` counts by ``unknown-key``,
-    ``no-key``, ``bad-handshake``, ``broken-off``, ``flood`` and ``too-many-connections``. ``names`` finds the numbers
-    of hosts.
+    ``no-key``, ``bad-handshake``, ``broken-off``, ``flood`` and ``too-many-connections``. ``neighbours`` is how many
+    may come, ``names`` finds the numbers of hosts.
     """
 
-    def __init__(self, max_message: int, keys: Keys | None = None, names: Names | None = None) -> None:
+    def __init__(
+        self, max_message: int, keys: Keys | None = None, *, neighbours: int = 0, names: Names | None = None
+    ) -> None:
+        self._neighbours = neighbours
         self.authenticated = keys is not None
         self._context = zmq.Context()
         self._max_message = max_message + ENCRYPTION
@@ -157,7 +160,9 @@ class ZeroMqTransport:
                 f"cannot listen on {address}: {zmq.strerror(error.errno or 0).lower()}; {hint}"
             ) from None
         at = self._listening.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._guard = guard.Guard(monitor, _port(at), HELD * self._max_message, keys=self.authenticated)
+        self._guard = guard.Guard(
+            monitor, _port(at), HELD * self._max_message, keys=self.authenticated, neighbours=self._neighbours
+        )
         return at
 
     # --- lines to neighbours ----------------------------------------------------------------------------------------
@@ -174,8 +179,8 @@ class ZeroMqTransport:
             self._let_go(old)
         self._lines[neighbour] = line
         self._connections.setdefault(neighbour, [])
-        if self._guard:
-            self._guard.neighbours = len(self._lines)
+        # who moves is looked for less eagerly: it may have been told to a peer to have it knock at a stranger's door
+        self._connecting.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS[1 if old else 0])
         if _is_number(line.host):
             self._reach(line, line.host)
         else:
