@@ -10,20 +10,26 @@ import os
 import pickle
 import re
 import socket
+import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dslth import config, data
+from dslth import config, data, files
 from dslth.errors import DataError
+from dslth.pickled import read_batch
 
 Array = NDArray[np.uint8]
 
@@ -258,21 +264,40 @@ def pickled(images: Array, labels: Array, protocol: int = 2) -> bytes:
     return pickle.dumps({b"data": images, b"labels": labels.tolist(), **rest}, protocol=protocol)
 
 
-def python2_pickled(images: Array, labels: Array) -> bytes:
-    """Write the batch as Python 2 and its numpy wrote the official files."""
+def python2_pickled(images: Array, labels: Array, dtype: bytes | None = None) -> bytes:
+    """Write the batch as Python 2 and its numpy wrote the official files: protocol 2, all memoised from 1 on."""
+    kept = 0
+
+    def put(content: bytes) -> bytes:
+        nonlocal kept
+        kept += 1
+        return content + (b"q" + bytes([kept]) if kept < 256 else b"r" + kept.to_bytes(4, "little"))
+
+    def text(content: bytes) -> bytes:
+        return put(b"U" + bytes([len(content)]) + content)
 
     def number(n: int) -> bytes:
-        return b"J" + n.to_bytes(4, "little")
+        return b"K" + bytes([n]) if n < 256 else b"M" + n.to_bytes(2, "little")
+
+    def listed(items: Iterable[bytes]) -> bytes:
+        """Fill a list as cPickle does, a thousand at a time."""
+        begin, pieces = put(b"]"), list(items)
+        return begin + b"".join(b"(" + b"".join(pieces[i : i + 1000]) + b"e" for i in range(0, len(pieces), 1000))
 
     raw = images.tobytes()
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
-        + (number(len(images)) + number(3072) + b"\x86")
-        + b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-        + (b"T" + len(raw).to_bytes(4, "little") + raw + b"tb")
-    )
-    listed = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-    return b"\x80\x02}(U\x0bbatch_labelU\x04testU\x04data" + array + b"U\x06labels" + listed + b"u."
+    written = put(b"\x80\x02}") + b"("
+    written += text(b"batch_label") + text(b"training batch 1 of 5")
+    written += text(b"labels") + listed(number(label) for label in labels.tolist())
+    written += text(b"data") + put(b"cnumpy.core.multiarray\n_reconstruct\n") + put(b"cnumpy\nndarray\n")
+    written += put(b"K\x00\x85") + text(b"b") + put(b"\x87") + put(b"R")
+    written += b"(K\x01" + put(number(len(images)) + number(images.shape[1]) + b"\x86")
+    written += dtype or (
+        put(b"cnumpy\ndtype\n") + text(b"u1") + put(b"K\x00K\x01\x87") + put(b"R")
+        + b"(K\x03" + text(b"|") + b"NNN" + 2 * b"J\xff\xff\xff\xff" + put(b"K\x00t") + b"b"
+    )  # fmt: skip
+    written += b"\x89" + put(b"T" + len(raw).to_bytes(4, "little") + raw) + put(b"t") + b"b"
+    written += text(b"filenames") + listed(text(b"camion_s_000148.png") for _ in labels)
+    return written + b"u."
 
 
 def write_cifar(folder: Path, form: Callable[[Array, Array], bytes], suffix: str, names: list[str] = BATCHES) -> None:
@@ -280,6 +305,22 @@ def write_cifar(folder: Path, form: Callable[[Array, Array], bytes], suffix: str
     for number, name in enumerate(BATCHES):
         if name in names:
             (folder / (name + suffix)).write_bytes(form(*batch(number)))
+
+
+def test_a_batch_as_large_as_the_official_ones_is_read(tmp_path: Path) -> None:
+    images, labels = batch(7, 10_000)
+    write_cifar(tmp_path, lambda *_: python2_pickled(images, labels), "", ["data_batch_1", "test_batch"])
+    found = data.load(settings("cifar10", tmp_path))
+    np.testing.assert_array_equal(found.train_images, images.reshape(-1, 3, 32, 32))
+    np.testing.assert_array_equal(found.train_labels, labels)
+
+
+def test_the_official_form_is_what_unpickling_reads() -> None:
+    images, labels = batch(0, 300)
+    read = pickle.loads(python2_pickled(images, labels), encoding="bytes")
+    assert set(read) == {b"batch_label", b"labels", b"data", b"filenames"}
+    np.testing.assert_array_equal(read[b"data"], images)
+    assert read[b"labels"] == labels.tolist()
 
 
 def assert_holds_cifar(found: data.Dataset, numbers: tuple[int, ...] = (0, 1, 2, 3, 4)) -> None:
@@ -431,9 +472,192 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(
     marker.unlink()
     write_cifar(tmp_path, pickled, "")
     (tmp_path / name).write_bytes(payload)
-    with pytest.raises(DataError, match=rf"{name}: not a CIFAR-10 batch in Python form: it asks for"):
+    with pytest.raises(DataError, match=rf"{name}: not a CIFAR-10 batch in Python form: it asks for") as caught:
         data.load(settings("cifar10", tmp_path))
+    assert "take the binary version, https://" in str(caught.value)
     assert not marker.exists()
+
+
+class Made:
+    """Pickles as a call and the state that its result is given."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], state: Any) -> None:
+        self.made = function, arguments, state
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], Any]:
+        return self.made
+
+
+def _crafted(dtype: Made) -> bytes:
+    """Write a batch whose pixels numpy is to take for addresses."""
+    state = (1, (3,), dtype, False, b"\1" * 24)
+    array = Made(np.array(0).__reduce__()[0], (np.ndarray, (0,), b"b"), state)
+    return pickle.dumps({b"data": array, b"labels": [1, 2, 3]}, 2)
+
+
+READ = """
+import sys
+from pathlib import Path
+from dslth import config, data, files
+try:
+    data.load(config.DataConfig(name="cifar10", folder=sys.argv[1]))
+except data.DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("base", ["O", "V8"])
+@pytest.mark.parametrize("offset", [0, 1 << 30, -(1 << 30)])
+def test_a_data_type_that_numpy_dies_of_is_refused(tmp_path: Path, base: str, offset: int) -> None:
+    dtype = Made(np.dtype, (base, False, True), (3, "|", None, ("a",), {"a": (np.dtype("O"), offset)}, 8, 1, 1))
+    write_cifar(tmp_path, pickled, "")
+    (tmp_path / "data_batch_1").write_bytes(_crafted(dtype))
+    done = subprocess.run([sys.executable, "-c", READ, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.returncode  # a signal is what it is about
+    assert "data_batch_1: not a CIFAR-10 batch in Python form" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [1, 63, 255])
+def test_any_flag_of_the_data_type_is_refused(tmp_path: Path, flags: int) -> None:
+    content = python2_pickled(*batch(0))
+    assert content.count(b"K\x00tq") == 1
+    write_cifar(tmp_path, lambda *_: content.replace(b"K\x00tq", b"K" + bytes([flags]) + b"tq"), "")
+    with pytest.raises(DataError, match="it holds no array of bytes with 3072 for each label"):
+        data.load(settings("cifar10", tmp_path))
+
+
+@pytest.mark.parametrize("opcode", [b"N", b"]", b"h\x01", b"("])
+def test_a_pickle_of_endless_work_is_given_up(opcode: bytes) -> None:
+    with pytest.raises(ValueError, match="at byte"):
+        read_batch(b"\x80\x02}q\x01" + 2_000_000 * opcode + b".", 3072)
+
+
+PIECES = [
+    *[
+        b"}",
+        b"(",
+        b"]",
+        b"e",
+        b"a",
+        b"u",
+        b"s",
+        b"t",
+        b"\x85",
+        b"\x86",
+        b"\x87",
+        b"R",
+        b"b",
+        b"N",
+        b"\x88",
+        b"\x89",
+        b".",
+    ],
+    *[
+        b"h\x01",
+        b"h\x05",
+        b"q\x01",
+        b"\x94",
+        b"\x93",
+        b"K\x00",
+        b"J\xff\xff\xff\xff",
+        b"M\x00\x0c",
+        b"0",
+        b"2",
+        b"S'\\x'\n",
+    ],
+    *[
+        b"cnumpy\ndtype\n",
+        b"cnumpy\nndarray\n",
+        b"c_codecs\nencode\n",
+        b"cos\nsystem\n",
+        b"U\x02u1",
+        b"X\x01\0\0\0b",
+        b"Vx\n",
+    ],
+]
+SMALL = [form(*(part[:2] for part in batch(0))) for form in (python2_pickled, pickled, lambda *b: pickled(*b, 4))]
+
+
+@given(st.data(), st.sampled_from(SMALL))
+def test_a_pickle_wounded_anywhere_is_read_or_refused(draw: st.DataObject, content: bytes) -> None:
+    ends = st.integers(0, 200) | st.integers(len(content) - 200, len(content))  # what stands between is pixels
+    for _ in range(draw.draw(st.integers(1, 3))):
+        at, taken = draw.draw(ends), draw.draw(st.integers(0, 3))
+        put = draw.draw(st.sampled_from(PIECES) | st.binary(max_size=3))
+        content = content[:at] + put + content[at + taken :]
+    with suppress(ValueError):
+        raw, labels = read_batch(content, 3072)
+        assert len(raw) == 3072 * len(labels)
+        assert all(type(label) is int for label in labels)
+
+
+# --- files that are no data -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dimensions", [0, 2, 33, 64, 255])
+def test_an_idx_file_of_many_dimensions_is_refused(tmp_path: Path, dimensions: int) -> None:
+    write_idx(tmp_path, arrays(), zipped=False)
+    path = tmp_path / IDX_NAMES[0]
+    path.write_bytes(bytes([0, 0, 8, dimensions]) + b"\0\0\0\1" * dimensions + b"\0")
+    with pytest.raises(DataError, match=re.escape(f"{path}: not a complete IDX file")):
+        data.load(settings("mnist", tmp_path))
+
+
+def test_a_file_that_unpacks_to_more_than_any_data_set_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MOST_BYTES", 10_000_000)
+    write_idx(tmp_path, arrays(), zipped=True)
+    path = tmp_path / f"{IDX_NAMES[0]}.gz"
+    path.write_bytes(gzip.compress(bytes(200_000_000)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read: larger than 10,000,000 bytes")):
+        data.load(settings("mnist", tmp_path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30_000_000
+
+
+def test_a_file_larger_than_any_data_set_is_refused(tmp_path: Path) -> None:
+    write_cifar(tmp_path, pickled, "")
+    with (tmp_path / "data_batch_1").open("wb") as sparse:
+        sparse.truncate(data.MOST_BYTES + 1)
+    with pytest.raises(DataError, match="data_batch_1: cannot be read: larger than 268,435,456 bytes"):
+        data.load(settings("cifar10", tmp_path))
+
+
+@pytest.mark.parametrize("special", ["/dev/zero", "pipe"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, special: str) -> None:
+    path = Path(special)
+    if special == "pipe":
+        path = tmp_path / special
+        os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        files.read(path, 1000)
+
+
+# --- a part of the data set -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "says"),
+    [
+        ([10_000], 5_000, "10,000 training and 5,000 test images; 40,000 and 5,000 of the whole data set are missing"),
+        ([10_000] * 2, 10_000, "20,000 training and 10,000 test images; 30,000 and 0 of the whole"),
+        ([10_000] * 5, 10_000, ""),
+    ],
+)
+def test_a_part_of_cifar10_is_read_and_what_is_missing_noted(
+    tmp_path: Path, train: list[int], test: int, says: str
+) -> None:
+    for number, n in enumerate(train, 1):
+        (tmp_path / f"data_batch_{number}.bin").write_bytes(bytes(n * 3073))
+    (tmp_path / "test_batch.bin").write_bytes(bytes(test * 3073))
+    found = data.load(settings("cifar10", tmp_path))
+    assert (len(found.train_labels), len(found.test_labels)) == (sum(train), test)
+    assert found.note.startswith(f"cifar10: {tmp_path} has " if says else "")
+    assert says in found.note
+    assert bool(found.note) == bool(says)
 
 
 # --- download -------------------------------------------------------------------------------------------------------
@@ -569,6 +793,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, server: Server
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=f"cannot write {re.escape(str(tmp_path / 'file'))}"):
         data.download(server.remote("a.bin", b"abc"), tmp_path / "file" / "folder", "a data set")
+
+
+def test_a_download_without_an_end_is_broken_off(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MOST_BYTES", 100_000)
+    remote = server.remote("a.bin", bytes(200_000))
+    with pytest.raises(DataError, match=r"cannot be fetched \(it sends more than 100,000 bytes\)"):
+        data.download(remote, tmp_path / "folder", "a data set")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])

@@ -3,9 +3,7 @@
 import gzip
 import hashlib
 import importlib.metadata
-import io
 import os
-import pickle
 import tarfile
 import tempfile
 import urllib.request
@@ -15,13 +13,14 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dslth import config
+from dslth import config, files
 from dslth.errors import DataError
+from dslth.pickled import read_batch
 
 __all__ = ["CIFAR10_ARCHIVE", "IDX_FILES", "SHAPES", "Dataset", "Remote", "download", "load"]
 
@@ -36,17 +35,25 @@ CLASSES = 10
 DEBIAN = Path("/usr/share/datasets")
 TIMEOUT = 20.0
 """Seconds without a byte after which a download is given up."""
+MOST_BYTES = 1 << 28
+"""Of a file, unpacked; the largest there is, CIFAR-10's archive, has 170 MB."""
+CIFAR10_BATCHES, CIFAR10_BATCH = 5, 10_000
+"""Training batches of the whole CIFAR-10 beside one of test images, and the images of each."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images are uint8 (n, channels, height, width), labels int64 (n,) in 0 .. classes-1."""
+    """Images are uint8 (n, channels, height, width), labels int64 (n,) in 0 .. classes-1.
+
+    ``note`` says for the person what is missing of the data set, if anything.
+    """
 
     train_images: Images
     train_labels: Labels
     test_images: Images
     test_labels: Labels
     classes: int = CLASSES
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,16 +165,19 @@ def _variant(folder: Path, name: str) -> Path | None:
 
 def _read_idx(path: Path) -> Images:
     """Read an IDX file of unsigned bytes: magic 0, 0, 8, dimensions, big-endian sizes, data."""
-    try:
-        content = path.read_bytes()
-        raw = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    raw = _read(path, unzip=path.suffix == ".gz")
     dimensions = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
-    if not shape or len(raw) != 4 + 4 * dimensions + prod(shape):
+    if dimensions not in (1, 3) or len(raw) != 4 + 4 * dimensions + prod(shape):
         raise DataError(f"{path}: not a complete IDX file of bytes; delete it and get it again")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _read(path: Path, *, unzip: bool = False) -> bytes:
+    try:
+        return files.read(path, MOST_BYTES, unzip=unzip)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------------------------------------
@@ -186,13 +196,26 @@ def _cifar10(folder: Path, progress: Progress | None) -> Dataset:
         raise DataError(f"cifar10: {folder} has no data_batch_1 and test_batch after unpacking {CIFAR10_ARCHIVE.name}")
     train, test, read = found
     train_images, train_labels = zip(*map(read, train), strict=True)
-    return Dataset(np.concatenate(train_images), np.concatenate(train_labels), *read(test))
+    images, (test_images, test_labels) = np.concatenate(train_images), read(test)
+    note = _missing(test.parent, len(images), len(test_images))
+    return Dataset(images, np.concatenate(train_labels), test_images, test_labels, note=note)
+
+
+def _missing(folder: Path, train: int, test: int) -> str:
+    """Say what a folder has less than the whole data set: a part of it is a data set, too."""
+    left = [max(0, CIFAR10_BATCHES * CIFAR10_BATCH - train), max(0, CIFAR10_BATCH - test)]
+    if not any(left):
+        return ""
+    return (
+        f"cifar10: {folder} has {train:,} training and {test:,} test images; "
+        f"{left[0]:,} and {left[1]:,} of the whole data set are missing"
+    )
 
 
 def _find_cifar10(folder: Path) -> tuple[list[Path], Path, Callable[[Path], tuple[Images, Labels]]] | None:
     for (inner, train, test), read in ((_BINARY, _read_cifar_binary), (_PYTHON, _read_cifar_python)):
         for place in (folder, folder / inner, folder / "cifar10", folder / "cifar10" / inner):
-            batches = [place / train.format(i) for i in range(1, 6)]
+            batches = [place / train.format(i + 1) for i in range(CIFAR10_BATCHES)]
             present = [batch for batch in batches if batch.is_file()]
             if present and (place / test).is_file():
                 return present, place / test, read
@@ -201,50 +224,31 @@ def _find_cifar10(folder: Path) -> tuple[list[Path], Path, Callable[[Path], tupl
 
 def _read_cifar_binary(path: Path) -> tuple[Images, Labels]:
     """Read records of one label byte and 3072 image bytes."""
-    try:
-        raw = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    raw = np.frombuffer(_read(path), np.uint8)
     if not raw.size or raw.size % 3073 or raw[::3073].max() >= CLASSES:
         raise DataError(f"{path}: not a CIFAR-10 batch in binary form")
     records = raw.reshape(-1, 3073)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles dictionaries of numpy arrays; any other class in the file is refused before it is looked up."""
-
-    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype"})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "numpy" and name in self._ALLOWED:
-            return np._core.multiarray._reconstruct if name == "_reconstruct" else getattr(np, name)  # type: ignore[attr-defined]
-        if (module, name) == ("_codecs", "encode"):  # how Python 2 byte strings are written by Python 3
-            return lambda text, encoding: str(text).encode("latin1")
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
 def _read_cifar_python(path: Path) -> tuple[Images, Labels]:
-    """Read a pickled dictionary of ``data`` (n, 3072) and ``labels``, without running what a pickle may hold."""
+    """Read a pickled dictionary of ``data`` (n, 3072) and ``labels``, without unpickling."""
+    content = _read(path)
     try:
-        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        images = np.asarray(batch[b"data"])
-        labels = np.asarray(batch[b"labels"], np.int64)
-        if (
-            images.dtype != np.uint8
-            or images.shape != (len(labels), 3072)
-            or not 0 <= labels.min() <= labels.max() < 10
-        ):
-            raise ValueError("data and labels of unexpected type or shape")
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise DataError(f"{path}: not a CIFAR-10 batch in Python form: {error}") from None
-    return images.reshape(-1, 3, 32, 32), labels
+        raw, numbers = read_batch(content, 3072)
+        if not numbers or not 0 <= min(numbers) <= max(numbers) < CLASSES:
+            raise ValueError(f"it has labels that are not 0 to {CLASSES - 1}, or none")
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not a CIFAR-10 batch in Python form: {error}; take the binary version, {CIFAR10_ARCHIVE.url}"
+        ) from None
+    return np.frombuffer(raw, np.uint8).reshape(-1, 3, 32, 32), np.array(numbers, np.int64)
 
 
 def _extract(archive: Path, folder: Path) -> None:
     """Unpack the batches, and only them, out of the downloaded archive."""
     inner, train, test = _BINARY
-    wanted = {train.format(i) for i in range(1, 6)} | {test}
+    wanted = {train.format(i + 1) for i in range(CIFAR10_BATCHES)} | {test}
     batches: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as tar:
@@ -271,7 +275,7 @@ def download(remote: Remote, folder: Path, name: str, progress: Progress | None 
     """
     target = folder / remote.name
     if target.is_file():
-        if (found := _md5(target.read_bytes())) == remote.md5:
+        if (found := _md5(_read(target))) == remote.md5:
             return target
         raise DataError(f"{name}: {target} is damaged (MD5 {found}, not {remote.md5}); delete it to fetch it again")
     by_hand = f"put {remote.name} into {folder}, or name its folder with --data-dir"
@@ -281,6 +285,8 @@ def download(remote: Remote, folder: Path, name: str, progress: Progress | None 
             total = int(response.headers.get("Content-Length") or 0)
             while chunk := response.read(1 << 16):
                 content += chunk
+                if len(content) > MOST_BYTES:
+                    raise ValueError(f"it sends more than {MOST_BYTES:,} bytes")
                 if progress:
                     progress(remote.name, len(content), total)
     except (OSError, HTTPException, ValueError) as error:

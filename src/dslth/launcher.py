@@ -83,7 +83,7 @@ def preflight(run: RunConfig, topology: Topology, progress: data.Progress | None
         dataset.test_labels,
         dataset.classes,
     )
-    return shares.note
+    return "; ".join(filter(None, (dataset.note, shares.note)))
 
 
 @contextmanager
