@@ -1,5 +1,6 @@
 """Topology files: what is read, merged, refused, shared by all peers, and written back."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,6 +122,10 @@ def _with(**keys: str) -> str:
         (_with(algorithm="{density: abc}"), "experiment.algorithm.density", "'abc'"),
         (_with(algorithm="{lr: 0}"), "experiment.algorithm.lr", "0"),
         (_with(algorithm="{local_steps: 0}"), "experiment.algorithm.local_steps", "0"),
+        (_with(algorithm="{epsilon: 1000}"), "experiment.algorithm.epsilon", "1000"),
+        (_with(algorithm="{epsilon: 1.0e-300}"), "experiment.algorithm.epsilon", "1e-300"),
+        (_with(checkpoint_every="2147483648"), "experiment.checkpoint_every", "2147483648"),
+        (_with(staleness="2147483648"), "experiment.staleness", "2147483648"),
         (_with(algorithm="{scores: mine}"), "experiment.algorithm.scores", "'mine'"),
         (_with(algorithm=""), "experiment.algorithm", "None"),
         (_with(data="{name: imagenet}"), "experiment.data.name", "'imagenet'"),
@@ -162,6 +167,7 @@ def _with(**keys: str) -> str:
         (SMALL + "network: {host: 'tcp://a'}\n", "network.host", "'tcp://a'"),
         (SMALL + "peers: {first: {batch: 3}}\n", "peers.first", "'first'"),
         (SMALL + "peers: {0: {speed: 2}}\n", "peers.0.speed", "2"),
+        (SMALL + "peers: {0: {speed: 1.0e-300}}\n", "peers.0.speed", "1e-300"),
         (SMALL + "peers: {0: {profile: 3}}\n", "peers.0.profile", "3"),
         (SMALL + "peers: {0: {profile: null}}\n", "peers.0.profile", "None"),
         (SMALL + "peers: {0: {batch: 0}}\n", "peers.0.batch", "0"),
@@ -202,7 +208,8 @@ def test_a_missing_key_is_named(file: Path, text: str, key: str) -> None:
         (b"graph: " + 20_000 * b"[" + 20_000 * b"]", ConfigError, "not YAML"),
         (b"graph: !!timestamp yes\n", ConfigError, "not YAML"),
         (b"graph: !!int ''\n", ConfigError, "not YAML"),
-        (b"graph: &a [*a]\n", ConfigError, "graph: input should be a valid dict"),
+        (b"graph: &a [*a]\n", ConfigError, "holds more than 1,000,000 values, or itself"),
+        (b"graph: &a {x: 1, " + 60 * b"<<: *a, " + b"}\n", ConfigError, "or itself"),
         (b'graph: {kind: file, file: "a\\0b"}\n', ConfigError, "graph.file: holds characters"),
         (b'graph: {kind: ring, peers: 3}\npeers: {0: {device: "\\ud800"}}\n', ConfigError, "peers.0.device: holds"),
     ],
@@ -214,6 +221,72 @@ def test_a_file_that_is_no_yaml_of_keys_is_refused(
     with pytest.raises(error, match=re.escape(says)) as caught:
         config.load(file)
     assert str(file) in str(caught.value)
+
+
+def _bomb(depth: int, item: str) -> str:
+    """Write lines of which each stands for nine times the one before."""
+    lines = [f"a{n}: &a{n} {item.format(', '.join(9 * [f'*a{n - 1}']))}\n" for n in range(1, depth)]
+    return "a0: &a0 {x: 1, y: 2}\n" + "".join(lines) + SMALL
+
+
+@pytest.mark.parametrize("item", ["{{<<: [{}]}}", "[{}]"], ids=["merged", "listed"])
+@pytest.mark.parametrize("depth", [10, 200])
+def test_aliases_that_stand_for_more_than_fits_are_refused(file: Path, item: str, depth: int) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{file}: holds more than 1,000,000 values, or itself")):
+        load(file, _bomb(depth, item))
+
+
+def test_a_few_aliases_are_fine(file: Path) -> None:
+    text = (
+        RING + "experiment: {model: {name: mlp}, data: {partition: {kind: counts, table: [&r [1, 2], *r, *r, *r]}}}\n"
+    )
+    text += "peers: {0: &slow {speed: 0.5}, 1: *slow, 2: {<<: *slow, batch: 3}}\n"
+    run = load(file, text)
+    assert run.experiment.data.partition.model_dump()["table"] == 4 * ((1, 2),)
+    assert run.device(2).speed == run.device(1).speed == 0.5
+
+
+def test_a_file_too_large_to_be_a_topology_is_refused_unread(file: Path) -> None:
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(MissingFileError, match=re.escape(f"cannot read {file}: larger than 4,194,304 bytes")):
+        config.load(file)
+
+
+@pytest.mark.parametrize("special", ["/dev/zero", "pipe", "."])
+def test_a_counts_file_that_is_no_file_is_named(file: Path, special: str) -> None:
+    os.mkfifo(file.parent / "pipe")
+    with pytest.raises(MissingFileError, match=re.escape(f"cannot read {file.parent / special}")):
+        load(file, _with(data=f"{{partition: {{kind: counts, file: {special}}}}}"))
+
+
+@pytest.mark.parametrize(
+    "text", ["password: hunter2\n", "root:$6$hunter2:19000:0:99999:7:::\n", "hunter2\n", "- hunter2"]
+)
+def test_what_a_file_holds_that_is_no_topology_is_not_told(file: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(file, text)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "graph: {kind: file, file: secret}\n",
+        SMALL + "peers: {0: {profile: secret}}\n",
+        _with(data="{partition: {kind: counts, file: secret}}"),
+        _with(data="{partition: {kind: counts, table: [[1]], file: secret}}"),
+    ],
+    ids=["graph", "profile", "counts", "counts-twice"],
+)
+@pytest.mark.parametrize(
+    "secret", ["root:$6$hunter2:19000:0:99999:7:::\n", "hunter2\n", "<hunter2/>\n", "<graphml><hunter2></graphml>\n"]
+)
+def test_what_a_file_holds_that_is_something_else_is_not_told(file: Path, text: str, secret: str) -> None:
+    (file.parent / "secret").write_text(secret)
+    with pytest.raises(DslthError) as caught:
+        topology.build(load(file, text).graph, 1)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["2020-13-45", "0x_"])
@@ -425,9 +498,10 @@ def test_an_unknown_profile_is_named_with_the_shipped_ones(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("sped: 1", "sped: unknown key"),
+        ("sped: 1", "has none of the keys description, density, batch, threads, speed"),
+        ("batch: 3\nsped: 1", "sped: unknown key"),
         ("speed: 0", "speed: .*got 0"),
-        ("profile: phone", "profile: unknown key"),
+        ("batch: 3\nprofile: phone", "profile: unknown key"),
         ("[1]", "expected keys and values at the top"),
         ("a: [", "not YAML"),
     ],
@@ -483,7 +557,7 @@ def test_counts_need_either_a_file_or_a_table(file: Path, partition: str) -> Non
         ("1 2\n\n3 -4\n", ":3: rows must be equally long and counts from 0"),
         ("1 99999999999\n", ":1: rows must be equally long and counts from 0"),
         ("-1\n", ":1: "),
-        ("1 2\n3 x\n", ":2: a counts table holds whole numbers only, got '3 x'"),
+        ("1 2\n3 x\n", ":2: a counts table holds whole numbers only"),
         ("1.5 2\n", ":1: a counts table holds whole numbers only"),
         ("1,2\n", ":1: a counts table holds whole numbers only"),
     ],

@@ -1,5 +1,6 @@
 """The graph of peers: every kind, every file format, every way to get it wrong."""
 
+import os
 import random
 import re
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from dslth import config
 from dslth.errors import MissingFileError, TopologyError
-from dslth.topology import Topology, build, read_graph
+from dslth.report import topology_table
+from dslth.topology import MOST_PEERS, Topology, build, read_graph
 
 PROPERTY = settings(max_examples=50, deadline=None, database=None)
 
@@ -320,16 +322,20 @@ def test_the_authors_graph_is_read() -> None:
         (b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "not a text file"),
         (b"Dear reader,\nthis is a letter.\n", "neither"),
         (b"0 1\n1 2.5\n", "neither"),
-        (b"0 1\n1 2 3\n", r"look at the line \[1, 2, 3\]"),
-        (b"0 1\n-1 0\n", r"look at the line \[-1, 0\]"),
-        (b"0 2 0\n2 0 1\n0 1 0\n", r"look at the line \[0, 2, 0\]"),
-        (b"0 1 0\n1 0 1\n", "look at the line"),
+        (b"0 1\n1 2 3\n", "txt:2: neither a row"),
+        (b"0 1\n-1 0\n", "txt:2: neither a row"),
+        (b"0 2 0\n2 0 1\n0 1 0\n", "txt:1: neither a row"),
+        (b"0 1 0\n1 0 1\n", "txt:1: neither a row"),
         (b"0 1 1\n1 0 1\n0 1 0\n", "not symmetric, see peers 0 and 2"),
         (b"1 1\n1 0\n", "peer 0 is linked to itself"),
         (b"0 1\n1 2\n2 2\n", "peer 2 is linked to itself"),
         (b"0 1\n2 3\n3 4\n", "in 2 pieces; link peers 0, 1 to"),
         (b"0 1 0\n1 0 0\n0 0 0\n", "in 2 pieces; link peers 2 to"),
+        (b"# 4242 4242 4242\n\n3\n0 1\n4242\n", "txt:5: neither a row"),
         (b"6\n0 1\n", "in 5 pieces"),
+        (b"10001\n0 1\n", "too many peers; a run has 10,000 at the most"),
+        (b"0 10000\n", "too many peers"),
+        (b"0 " + 4300 * b"9", "too many peers"),
         (b"3\n0 1\n1 2\n2 3\n", "names peer 3, but there are peers 0 to 2"),
         (b"1\n", r"1 peer\(s\)"),
         (b"0\n", r"0 peer\(s\)"),
@@ -440,22 +446,45 @@ def test_a_graph_that_cannot_be_is_refused(wanted: config.GraphConfig, says: str
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    ("wanted", "says"),
     [
-        config.Ring(kind="ring", peers=config.MOST),
-        config.Star(kind="star", peers=config.MOST),
-        config.Full(kind="full", peers=2002),
-        config.Torus(kind="torus", rows=config.MOST, columns=3),
-        config.Grid(kind="grid", rows=1001, columns=1001),
-        config.ErdosRenyi(kind="erdos-renyi", peers=100_000, p=1e-9),
-        config.SmallWorld(kind="small-world", peers=config.MOST, neighbours=2, p=0),
-        config.RandomRegular(kind="random-regular", peers=config.MOST, degree=2),
+        (config.Ring(kind="ring", peers=1_999_999), "too many peers; a run has 10,000 at the most"),
+        (config.Ring(kind="ring", peers=10_001), "too many peers"),
+        (config.Star(kind="star", peers=config.MOST), "too many peers"),
+        (config.Full(kind="full", peers=2002), "2,003,001 links are too many, 2,000,000 the most"),
+        (config.Torus(kind="torus", rows=config.MOST, columns=3), "too many peers"),
+        (config.Grid(kind="grid", rows=1001, columns=1001), "too many peers"),
+        (config.ErdosRenyi(kind="erdos-renyi", peers=10_000, p=1e-9), "links are too many"),
+        (config.SmallWorld(kind="small-world", peers=config.MOST, neighbours=2, p=0), "too many peers"),
+        (config.RandomRegular(kind="random-regular", peers=config.MOST, degree=2), "too many peers"),
+        (config.Edges(kind="edges", peers=config.MOST, edges=((0, 1),)), "too many peers"),
     ],
-    ids=lambda wanted: wanted.kind,
+    ids=lambda value: value.kind if isinstance(value, config.Settings) else None,
 )
-def test_a_graph_that_no_machine_holds_is_refused_at_once(wanted: config.GraphConfig) -> None:
-    with pytest.raises(TopologyError, match=r"links are too many to make, 2,000,000 the most"):
+def test_a_graph_that_no_machine_holds_is_refused_at_once(wanted: config.GraphConfig, says: str) -> None:
+    with pytest.raises(TopologyError, match=says):
         build(wanted, 1)
+
+
+def test_the_largest_ring_is_made_and_shown() -> None:
+    graph = build(config.Ring(kind="ring", peers=MOST_PEERS), 1)
+    assert len(graph.edges) == graph.peers == 10_000
+    assert topology_table(graph).row_count == 6
+
+
+@pytest.mark.parametrize("special", ["/dev/zero", "pipe"])
+def test_what_is_no_file_is_no_graph(tmp_path: Path, special: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MissingFileError, match="not a regular file"):
+        read_graph(tmp_path / special)
+
+
+def test_a_file_too_large_to_be_a_graph_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(MissingFileError, match="larger than 33,554,432 bytes"):
+        read_graph(path)
 
 
 @pytest.mark.parametrize(("peers", "degree"), [(100, 98), (100, 90), (100, 99), (101, 50), (2, 1)])

@@ -9,6 +9,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
 from math import exp
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dslth import files
 from dslth.errors import ConfigError, MissingFileError, UnknownPeerError
 
 __all__ = [
@@ -39,6 +41,10 @@ __all__ = [
 ]
 
 MOST = 2**31 - 1
+MOST_TEXT = 4 << 20
+"""Bytes of a topology file, a profile, a counts table; a graph of 200,000 links, written out, has as many."""
+MOST_VALUES = 1_000_000
+"""Of a YAML file, with what an alias stands for counted each time."""
 Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Whole = Annotated[int, Field(ge=-MOST, le=MOST)]
@@ -325,7 +331,7 @@ class AlgorithmConfig(Settings):
     inertia: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mean: Literal["plain", "trimmed", "median", "similar"] = "plain"
-    epsilon: Annotated[float, Field(gt=0)] | None = None
+    epsilon: Annotated[float, Field(ge=0.001, le=100)] | None = None
     exchange: bool = True
 
     @property
@@ -353,7 +359,7 @@ class ExperimentConfig(Settings):
     mode: Literal["sync", "deadline", "async"] = "sync"
     deadline: Annotated[float, Field(gt=0)] | Literal["none"] = 60.0
     staleness: Positive = 5
-    checkpoint_every: Annotated[int, Field(ge=0)] = 5
+    checkpoint_every: Count = 5
     evaluate_every: Positive = 1
 
 
@@ -396,7 +402,7 @@ class DeviceConfig(Settings):
     density: Density | None = None
     batch: Positive | None = None
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
-    speed: Share = 1.0
+    speed: Annotated[float, Field(ge=1e-6, le=1)] = 1.0
 
 
 class PeerConfig(DeviceConfig):
@@ -466,7 +472,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunCon
     Raises MissingFileError and ConfigError, each naming the file and the key.
     """
     file = _find(Path(path), "topologies", "topology")
-    raw = _merge(_read_yaml(file), overrides or {})
+    raw = _merge(_read_yaml(file, RunConfig), overrides or {})
     experiment = raw.setdefault("experiment", {})
     if isinstance(experiment, dict):
         preset = experiment.get("preset", "signed")
@@ -505,7 +511,7 @@ def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
         try:
             row = tuple(int(word) for word in line.split())
         except ValueError:
-            raise ConfigError(f"{path}:{number}: a counts table holds whole numbers only, got {line[:40]!r}") from None
+            raise ConfigError(f"{path}:{number}: a counts table holds whole numbers only") from None
         if not all(0 <= count <= MOST for count in row) or (rows and row and len(row) != len(rows[0])):
             raise ConfigError(f"{path}:{number}: rows must be equally long and counts from 0 to {MOST}")
         if row:
@@ -523,7 +529,7 @@ def _with_profile(peer: Any, entry: Any, topology: Path) -> Any:
         raise ConfigError(f"{topology}: peers.{_word(peer)}.profile: expected a name or a path, got {_shown(name)}")
     beside = topology.parent / name
     file = beside if os.path.isfile(beside) else _find(Path(name), "peers", "device profile")
-    profile = _read_yaml(file)
+    profile = _read_yaml(file, DeviceConfig)
     try:
         DeviceConfig.model_validate(profile)
     except ValidationError as error:
@@ -545,24 +551,41 @@ def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return files.read(path, MOST_TEXT).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise MissingFileError(f"cannot read {path}: {reason}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, of: type[Settings]) -> dict[str, Any]:
+    """Read keys and values; of a file with none of the keys of ``of`` nothing is told, for it is something else."""
     text = _read_text(path)
     try:
-        raw = yaml.safe_load(text)
+        node = yaml.compose(text, yaml.SafeLoader)
+        bounded = node is None or _values(node, {}) <= MOST_VALUES
+        raw = yaml.constructor.SafeConstructor().construct_document(node) if node and bounded else None
     except Exception as error:  # PyYAML has an own kind for each odd value: a date that cannot be, nesting too deep ...
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
         raise ConfigError(f"{path}{line}: not YAML: {' '.join(problem.split())}") from None
+    if not bounded:
+        raise ConfigError(f"{path}: holds more than {MOST_VALUES:,} values, or itself; use fewer aliases")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(raw).__name__}")
+    if raw and not raw.keys() & of.model_fields.keys():
+        raise ConfigError(f"{path}: has none of the keys {', '.join(of.model_fields)}; is it the file that was meant?")
     return raw
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values below a node, without following any twice; one that holds itself counts as too many."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = chain.from_iterable(below) if isinstance(node, yaml.MappingNode) else below
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

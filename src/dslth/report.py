@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 BARS = "▁▂▃▄▅▆▇█"
+MOST_STEPS = 4_000_000
+"""Peers times edges up to which a diameter is worked out: a second."""
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -325,7 +327,7 @@ def topology_table(topology: Topology) -> Table:
         "edges": str(len(topology.edges)),
         "degree, least / mean / most": f"{min(degrees)} / {sum(degrees) / len(degrees):.2f} / {max(degrees)}",
         "peers by degree": ", ".join(f"{counts[d]} with {d}" for d in sorted(counts)),
-        "diameter": str(nx.diameter(graph)),
+        "diameter": str(nx.diameter(graph)) if topology.peers * len(topology.edges) <= MOST_STEPS else "–",
         "digest": topology.digest,
     }.items():
         table.add_row(name, value)

@@ -9,15 +9,18 @@ from xml.etree import ElementTree
 
 import networkx as nx
 
-from dslth import config
+from dslth import config, files
 from dslth.errors import MissingFileError, TopologyError
 from dslth.seeds import Stream
 
 __all__ = ["Topology", "build", "read_graph"]
 
-MANY = 100_000
+MOST_PEERS = 10_000
+"""Of a run; each is a process, and has a port of its own on a machine."""
 MOST_LINKS = 2_000_000
-"""Pairs of peers that a graph made from words may link, or draw for: a gigabyte, and half a minute."""
+"""Pairs of peers that a graph may link, or be drawn for: a gigabyte, and half a minute."""
+MOST_BYTES = 32 << 20
+"""Of a graph file."""
 DRAWS = 100
 """How often a random graph is drawn again before giving up on getting one in one piece."""
 
@@ -62,8 +65,7 @@ def build(graph: config.GraphConfig, seed: int) -> Topology:
 
     Raises TopologyError (in pieces, a self-loop, impossible degrees, too large) and MissingFileError.
     """
-    if (links := _links(graph)) > MOST_LINKS:
-        raise TopologyError(f"graph: {links:,} links are too many to make, {MOST_LINKS:,} the most; take fewer peers")
+    _bound(*_size(graph), "graph")
     match graph:
         case config.GraphFile():
             return read_graph(Path(graph.file))
@@ -75,21 +77,30 @@ def build(graph: config.GraphConfig, seed: int) -> Topology:
             return _regular(graph)
 
 
-def _links(graph: config.GraphConfig) -> int:
-    """Count the links that making a graph takes in hand, before any memory is taken for them."""
+def _size(graph: config.GraphConfig) -> tuple[int, int]:
+    """Count the peers of a graph, and the links that making it takes in hand, before any memory is taken for them."""
     match graph:
         case config.Ring() | config.Line() | config.Star():
-            return graph.peers
+            return graph.peers, graph.peers
         case config.Full() | config.ErdosRenyi():
-            return graph.peers * (graph.peers - 1) // 2
+            return graph.peers, graph.peers * (graph.peers - 1) // 2
         case config.Grid() | config.Torus():
-            return 2 * graph.rows * graph.columns
+            return graph.rows * graph.columns, 2 * graph.rows * graph.columns
         case config.SmallWorld():
-            return graph.peers * graph.neighbours // 2
+            return graph.peers, graph.peers * graph.neighbours // 2
         case config.RandomRegular():
-            return graph.peers * min(graph.degree, abs(graph.peers - 1 - graph.degree)) // 2
-        case _:  # its links are written out
-            return 0
+            return graph.peers, graph.peers * min(graph.degree, abs(graph.peers - 1 - graph.degree)) // 2
+        case config.Edges():
+            return graph.peers, len(graph.edges)
+        case config.GraphFile():  # bounded as it is read
+            return 0, 0
+
+
+def _bound(peers: int, links: int, where: str) -> None:
+    if peers > MOST_PEERS:
+        raise TopologyError(f"{where}: too many peers; a run has {MOST_PEERS:,} at the most")
+    if links > MOST_LINKS:
+        raise TopologyError(f"{where}: {links:,} links are too many, {MOST_LINKS:,} the most; take fewer peers")
 
 
 def _regular(graph: config.Ring | config.Line | config.Star | config.Full | config.Grid | config.Torus) -> Topology:
@@ -116,16 +127,17 @@ def read_graph(path: Path) -> Topology:
     Raises MissingFileError and TopologyError.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read(path, MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise MissingFileError(f"cannot read graph file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise TopologyError(f"{path}: not a text file") from None
     if text.lstrip().startswith("<"):
         return _from_graphml(path)
-    lines = [line.replace(",", " ").split() for line in text.splitlines() if not line.lstrip().startswith("#")]
+    lines = [line.replace(",", " ").split() for line in text.splitlines()]
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if line and not line[0].startswith("#")]
     try:
-        rows = [[int(word) for word in line] for line in lines if line]
+        rows = [[int(word) for word in line] for _, line in numbered]
     except ValueError:
         raise TopologyError(f"{path}: neither an adjacency matrix nor an edge list of whole numbers") from None
     n = len(rows)
@@ -133,12 +145,13 @@ def read_graph(path: Path) -> Topology:
         raise TopologyError(f"{path}: the file is empty")
     if n > 1 and all(len(row) == n for row in rows) and {x for row in rows for x in row} <= {0, 1}:
         return _from_matrix(rows, path)
-    peers = rows.pop(0)[0] if len(rows[0]) == 1 else None
-    bad = next((row for row in rows if len(row) != 2 or min(row) < 0), None)
-    if bad is not None:
-        raise TopologyError(f"{path}: neither an n x n matrix of 0 and 1 nor an edge list; look at the line {bad}")
-    highest = max((max(row) for row in rows), default=-1)
-    return _from_edges([(a, b) for a, b in rows], highest + 1 if peers is None else peers, str(path))
+    counted = len(rows[0]) == 1
+    edges = rows[counted:]
+    for (number, _), row in zip(numbered[counted:], edges, strict=True):
+        if len(row) != 2 or min(row) < 0:
+            raise TopologyError(f"{path}:{number}: neither a row of an n x n matrix of 0 and 1 nor an edge")
+    peers = rows[0][0] if counted else 1 + max(map(max, edges))
+    return _from_edges([(a, b) for a, b in edges], peers, str(path))
 
 
 def _from_matrix(rows: list[list[int]], path: Path) -> Topology:
@@ -155,7 +168,8 @@ def _from_graphml(path: Path) -> Topology:
         declared = [node.get("id") for node in nodes]
         graph: nx.Graph[str] = nx.Graph(nx.read_graphml(path))
     except Exception as error:  # networkx has another kind for each thing that is missing in a file
-        raise TopologyError(f"{path}: not GraphML: {' '.join(str(error).split()) or 'something is missing'}") from None
+        where = str(error) if isinstance(error, ElementTree.ParseError) else "something is missing, or of another kind"
+        raise TopologyError(f"{path}: not GraphML: {where}") from None
     names = list(graph)
     if None in declared or len(set(declared)) < len(declared):
         raise TopologyError(
@@ -202,8 +216,7 @@ def _random_regular(n: int, degree: int, seed: int) -> "nx.Graph[int]":
 
 def _from_edges(edges: Iterable[tuple[int, int]], peers: int, where: str) -> Topology:
     links = list(edges)
-    if peers > max(len(links) + 1, MANY):  # said before memory is taken for ids that one stray number claims
-        raise TopologyError(f"{where}: {len(links)} edges cannot link {peers} peers: the graph is in pieces")
+    _bound(peers, len(links), where)
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(peers))
     graph.add_edges_from(links)
