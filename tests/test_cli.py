@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dslth import config, report, topology
+from dslth import cli, config, report, topology
 from dslth.errors import MissingFileError
 from dslth.events import Joined, LinkStats, RoundReport
 from dslth.launcher import run_local
@@ -221,6 +221,41 @@ def test_whatever_happens_to_its_bytes_a_run_folder_is_shown_or_refused(run_fold
         file.write_bytes(content[:start] + put + content[start + taken :])
     with suppress(MissingFileError):
         assert "totals" in everything(folder)
+
+
+# --- too little memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["zeromq", "memory"])
+def test_an_address_space_too_small_for_a_peer_is_named_before_anything_starts(
+    commands, topology_file, tmp_path, transport
+):
+    def small():
+        resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
+
+    line = ["run", "-t", topology_file(), "--out", "run", "--transport", transport]
+    said = one_line(commands.run("dslth", *line, preexec_fn=small), 1)
+    assert "400 MiB" in said
+    assert "ulimit -v" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fork_server_that_dies_is_an_error_and_no_ctrl_c(commands, topology_file, tmp_path):
+    (tmp_path / "torch.py").write_text("import os\nos._exit(1)  # as where memory ends in the midst of its import\n")
+    path = os.pathsep.join([str(tmp_path), ENV.get("PYTHONPATH", "")])
+    done = commands.run("dslth", "run", "-t", topology_file(), "--out", "run", env={"PYTHONPATH": path})
+    assert "the process that peers are forked from has ended" in one_line(done, 11)
+
+
+@pytest.mark.parametrize(("error", "code"), [(MemoryError, 1), (KeyboardInterrupt, 130)])
+def test_memory_that_ends_is_one_line(error, code, capsys):
+    def command(standalone_mode):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli._guarded(command)
+    assert ended.value.code == code
+    assert ("not enough memory" in capsys.readouterr().err) == (error is MemoryError)
 
 
 # --- where it cannot be written -------------------------------------------------------------------------------------

@@ -118,8 +118,13 @@ def _guarded(command: Callable[..., Any]) -> None:
             traceback.print_exc()
         print(f"dslth: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # which typer takes for Ctrl-D
+            raise error.__cause__ from None
         sys.exit(130)
+    except MemoryError:
+        print("dslth: there is not enough memory; see ulimit -v, and what else runs here", file=sys.stderr)  # noqa: T201
+        sys.exit(DslthError.exit_code)
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
             raise

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import queue
+import resource
 import signal
 import threading
 import time
@@ -41,6 +42,8 @@ RESTARTS = 5
 BACK_OFF_SECONDS = 0.5
 """How long a peer that died stays away; twice as long each time."""
 TICK = 0.1
+LEAST_ADDRESS_SPACE = 750 << 20
+"""Bytes of address space below which torch, or the threads of a socket, have ended every process that was tried."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,16 @@ class Failure:
 
 
 def preflight(run: RunConfig, topology: Topology, progress: data.Progress | None = None) -> str:
-    """Check, before anything starts, what would fail in every peer: ids, addresses, data, partition.
+    """Check, before anything starts, what would fail in every peer: memory, ids, addresses, data, partition.
 
     Gives a note for the person, or an empty text.
     """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise DslthError(
+            f"a process may have {limit >> 20:,} MiB of address space here, and a peer needs "
+            f"{LEAST_ADDRESS_SPACE >> 20:,} MiB at the least; raise the limit (ulimit -v)"
+        )
     run.check_peers(topology.peers)
     for peer in range(topology.peers):
         (run.network or NetworkConfig()).address(peer)
@@ -343,8 +352,12 @@ class _Processes:
         self._book: dict[int, str] = {}
         self._asking: set[int] = set()
         self.met = False
-        for peer in range(settings.topology.peers):
-            self._start(peer)
+        try:
+            for peer in range(settings.topology.peers):
+                self._start(peer)
+        except BaseException:
+            self.end()
+            raise
 
     def _start(self, peer: int) -> None:
         network = self._settings.run.network
@@ -353,8 +366,15 @@ class _Processes:
         process = self._server.Process(
             target=_process, args=(peer, self._settings, listen, there, self._reports), name=f"dslth-peer-{peer}"
         )
-        process.start()
-        there.close()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:  # an EOFError would pass for the end of what a person types
+            raise PeerFailedError(
+                f"peer {peer} cannot be started, the process that peers are forked from has ended "
+                f"({error.strerror if isinstance(error, OSError) else 'without a word'}); is there memory left for it?"
+            ) from None
+        finally:
+            there.close()
         self._pipes[peer], self._processes[peer] = here, process
 
     def restart(self, peer: int) -> None:
@@ -506,8 +526,12 @@ class _Threads:
             peer: threading.Thread(target=run_thread, args=(peer,), name=f"dslth-peer-{peer}", daemon=True)
             for peer in range(topology.peers)
         }
-        for thread in self._threads.values():
-            thread.start()
+        try:
+            for thread in self._threads.values():
+                thread.start()
+        except RuntimeError as error:
+            self._stop.set()
+            raise PeerFailedError(f"{thread.name} cannot be started: {error}; is there memory left for it?") from None
 
     def events(self, timeout: float) -> list[Event]:
         """Wait for reports."""
