@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -796,3 +798,20 @@ def test_data_folder_is_the_setting_then_the_variable_then_the_cache(
     assert config.data_folder(config.DataConfig()) == Path("/cache/dslth")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert config.data_folder(config.DataConfig()) == tmp_path / ".cache" / "dslth"
+
+
+@pytest.mark.parametrize("folder", [None, "~nobody-of-this-name/data"])
+def test_a_home_that_is_not_known_is_named(folder: str | None) -> None:
+    """Ask as a user whom no file knows, as a container may have one."""
+    program = f"from dslth import config; print(config.data_folder(config.DataConfig(folder={folder!r})))"
+    known = {"HOME", "XDG_CACHE_HOME", "DSLTH_DATA_DIR", "USER", "LOGNAME"}
+    env = {key: value for key, value in os.environ.items() if key not in known}
+    as_stranger = ["unshare", "--user", "--map-user=54321"]
+    try:
+        subprocess.run([*as_stranger, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no user namespaces here")
+    line = [*as_stranger, sys.executable, "-c", program]
+    done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+    assert "ConfigError: data: ~" in done.stderr
+    assert "in a home folder that is not known; name a folder with --data-dir or DSLTH_DATA_DIR" in done.stderr

@@ -96,6 +96,23 @@ def test_a_key_that_cannot_serve_is_one_clear_line(tmp_path, spoil, words):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_lost_public_half_is_written_again_and_nothing_else(tmp_path, commands, topology_file):
+    file = topology_file(network={"base_port": 47100, "security": "curve"})
+    folder = tmp_path / "small.keys"
+    assert "3 key pairs" in one_line(commands.run("dslth", "keys", "make", file), 0)
+    whole = {path: path.read_bytes() for path in folder.rglob("*.key")}
+    half = folder / "public" / "peer-1.key"
+    half.unlink()
+    assert "peers 1" in one_line(commands.run("dslth", "keys", "make", file), 0)
+    assert {path: path.read_bytes() for path in folder.rglob("*.key")} == whole
+    half.unlink()
+    keys.ensure(folder, 1)
+    assert {path: path.read_bytes() for path in folder.rglob("*.key")} == whole
+    half.unlink()
+    (folder / "private" / "peer-1.key").write_text(whole[half].decode())
+    assert "holds no secret key" in one_line(commands.run("dslth", "keys", "make", file), 14)
+
+
 def test_public_keys_are_waited_for_until_they_are_whole(tmp_path):
     keys.make(tmp_path, [1])
     late = tmp_path / "public/peer-1.key"

@@ -452,9 +452,18 @@ def shipped(folder: Literal["topologies", "peers"]) -> Path:
 
 
 def data_folder(config: DataConfig) -> Path:
-    """Give the folder for data sets: the setting, else ``DSLTH_DATA_DIR``, else the user's cache folder."""
+    """Give the folder for data sets: the setting, else ``DSLTH_DATA_DIR``, else the user's cache folder.
+
+    Raises ConfigError where that lies in the home of a user who has none, as a container's may.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(config.folder or os.environ.get("DSLTH_DATA_DIR") or f"{cache}/dslth").expanduser()
+    folder = Path(config.folder or os.environ.get("DSLTH_DATA_DIR") or f"{cache}/dslth")
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"data: {folder} is in a home folder that is not known; name a folder with --data-dir or DSLTH_DATA_DIR"
+        ) from None
 
 
 def keys_folder(path: Path | str) -> Path:

@@ -21,7 +21,7 @@ import zmq.auth
 from dslth.config import NetworkConfig
 from dslth.errors import SecurityError
 
-__all__ = ["Keys", "choose", "ensure", "is_loopback", "load", "make", "needed", "wait_for"]
+__all__ = ["Keys", "choose", "ensure", "is_loopback", "load", "make", "needed", "restore", "wait_for"]
 
 TICK = 0.1
 KEY_CHARACTERS = 40
@@ -54,9 +54,24 @@ def make(folder: Path, peers: Iterable[int]) -> None:
 
 
 def ensure(folder: Path, peer: int) -> None:
-    """Make a peer's key pair unless it is there."""
+    """Make a peer's key pair unless it is there, or what was lost of it."""
     if not _private(folder, peer).exists():
         make(folder, [peer])
+    restore(folder, [peer])
+
+
+def restore(folder: Path, peers: Iterable[int]) -> list[int]:
+    """Write public halves again that were lost, from the private ones; gives the peers whose halves those are.
+
+    Raises SecurityError.
+    """
+    lost = [peer for peer in peers if _private(folder, peer).exists() and not _public(folder, peer).exists()]
+    for peer in lost:
+        public, secret = _read(_private(folder, peer))
+        if secret is None:
+            raise SecurityError(f"{_private(folder, peer)} holds no secret key; remove it to make a new pair")
+        _write(_public(folder, peer), f"public key of peer {peer}", public)
+    return lost
 
 
 def load(folder: Path, peer: int, neighbours: Sequence[int]) -> Keys:

@@ -44,7 +44,8 @@ def make(
 ) -> None:
     """Make a key pair for each peer: public/peer-N.key, and private/peer-N.key, which no one else may read.
 
-    Every peer needs its own private key and its neighbours' public keys; no private key need ever leave its machine.
+    Where public halves were lost it writes those again, and nothing else. Every peer needs its own private key and its
+    neighbours' public keys; no private key need ever leave its machine.
     """
     settings, graph = options.read(topology_file)
     if peer is not None:
@@ -52,6 +53,10 @@ def make(
     network = settings.network or NetworkConfig()
     folder = out_dir or Path(network.keys or config.keys_folder(topology_file))
     peers = range(graph.peers) if peer is None else [peer]
+    if lost := keys.restore(folder, peers):
+        who = ", ".join(map(str, lost))
+        err.print(f"wrote the lost public keys again in {folder}, of peers {who}", highlight=False, soft_wrap=True)
+        return
     keys.make(folder, peers)
     pairs = "a key pair" if len(peers) == 1 else f"{len(peers)} key pairs"
     err.print(f"made {pairs} in {folder}; each private key is for its own peer alone", highlight=False, soft_wrap=True)

@@ -365,7 +365,7 @@ def draw_png(topology: Topology, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("--png needs matplotlib: pip install 'dslth[plot]'") from None
+        raise ConfigError("--png needs matplotlib: pip install matplotlib") from None
     graph = topology.to_networkx()
     places = nx.kamada_kawai_layout(graph) if topology.peers <= 100 else nx.spring_layout(graph, seed=0)
     figure = Figure(figsize=(6, 6), layout="constrained")

@@ -86,7 +86,7 @@ def comm(
         err.print("interrupted before the first row was done", highlight=False)
         raise typer.Exit(130)
     if not show.plot(compared, folder):
-        err.print("note: no plots, they need matplotlib: pip install 'dslth[plot]'", highlight=False)
+        err.print("note: no plots, they need matplotlib: pip install matplotlib", highlight=False)
     if as_json:
         print(json.dumps(show.as_json(compared, settings.model_dump(mode="json"), target)))  # noqa: T201
     else:

@@ -79,7 +79,7 @@ def chaos(
     shown.write(folder, record, [undisturbed, disturbed])
     drawn = shown.drawing(outcome, injected)
     if not shown.plot(folder, outcome, drawn):
-        err.print("note: no plot, it needs matplotlib: pip install 'dslth[plot]'", highlight=False)
+        err.print("note: no plot, it needs matplotlib: pip install matplotlib", highlight=False)
     if as_json:
         print(json.dumps(record))  # noqa: T201
     else:

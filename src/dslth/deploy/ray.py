@@ -202,7 +202,7 @@ def _ray(cluster: str | None) -> Any:
     try:
         import ray
     except ImportError:
-        raise ConfigError("--engine ray needs Ray: pip install 'dslth[ray]'") from None
+        raise ConfigError("--engine ray needs Ray: pip install 'ray>=2.40'") from None
     try:
         host, colon, port = (cluster or "").rpartition(":")
         if colon and "/" not in host:  # Ray itself would try for minutes
