@@ -1,6 +1,7 @@
 # make run      environment, ten peers on handwritten digits, live table, report
-# make test     environment, all tests that need no engine
+# make test     environment with the developers' tools, all tests that need no engine
 # make check    what .ci/run checks besides the tests: style, types, imports
+# make venv     the environment with the developers' tools, and nothing else
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +12,7 @@ ROUNDS ?= 20
 .PHONY: run test test-engines check venv clean
 .DEFAULT_GOAL := run
 
-run: venv
+run: $(VENV)/.ready
 	$(BIN)/dslth run --topology topologies/ring.yaml --rounds $(ROUNDS)
 
 test: venv
@@ -29,13 +30,17 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
-venv: $(VENV)/.ready
+venv: $(VENV)/.ready-dev
 
 # Torch first and pinned: with it in place nothing else pulls another build of it.
 $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("dslth needs Python 3.11 or newer; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 

@@ -1,12 +1,14 @@
-"""README's topology file, as a reader pastes it."""
+"""What README tells the reader to type: its topology file as pasted, and make on a fresh machine."""
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 from dslth import config
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def pasted(folder):
@@ -38,3 +40,17 @@ def test_what_the_file_offers_in_comments_is_taken(tmp_path):
     assert config.load(file).network.address(3) == "tcp://10.0.0.7:47103"
     for name in ("mnist", "fashion-mnist", "cifar10"):
         assert config.load(file, {"experiment": {"data": {"name": name}}}).experiment.data.name == name
+
+
+def would_do(target):
+    """What make would do for a target on a fresh machine."""
+    line = ["make", "--dry-run", target, "VENV=absent"]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_to_run_takes_no_developers_tools():
+    run, test = would_do("run"), would_do("test")
+    assert run.index("absent/bin/python -m pip install --quiet --editable .") < run.index("absent/bin/dslth run")
+    assert "[dev]" not in run
+    assert test.index("[dev]") < test.index("pytest")
+    assert would_do("venv") in test
