@@ -23,6 +23,7 @@ from dslth.runfolder import RunFolder
 from dslth.tables import Fitted
 from live import processes_of, wait_for
 from processes import ENV
+from tap import free_ports
 
 PROPERTY = settings(max_examples=60, deadline=None, database=None)
 
@@ -366,3 +367,40 @@ def test_many_peers_are_not_drawn_in_text():
     graph = topology.build(config.Ring(kind="ring", peers=80), 1)
     assert max(map(len, report.draw(graph).splitlines())) == 80
     assert "--png" in report.draw(topology.build(config.Ring(kind="ring", peers=81), 1))
+
+
+# --- unlike processors ------------------------------------------------------------------------------------------------
+
+
+def capability(**env):
+    """What torch computes with in a process of this environment."""
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    return subprocess.run(
+        [sys.executable, "-c", code], env=ENV | env, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_peers_on_unlike_processors_learn_together_and_the_run_says_so(commands, topology_file, tmp_path):
+    plain = {"ATEN_CPU_CAPABILITY": "default"}
+    mine, others = capability(), capability(**plain)
+    if mine == others:
+        pytest.skip("this processor has one way to compute only")
+    file = topology_file(network={"base_port": free_ports(3)}, model={"name": "cnn"})
+    line = ["-t", file, "--out", "mixed", "--json"]
+    peers = [commands.start("dslth-peer", "--id", i, *line, env=plain if i == 1 else {}) for i in range(3)]
+    for peer in peers:
+        _, stderr = peer.communicate(timeout=120)
+        assert peer.returncode == 0, stderr
+    summary = json.loads(commands.run("dslth", "inspect", "mixed", "--json").stdout)
+    assert summary["processors"] == {mine: [0, 2], others: [1]}
+    assert [peer["refused"] for peer in summary["peers"]] == [{}, {}, {}]
+    assert [peer["missing"] for peer in summary["peers"]] == [0, 0, 0]
+    shown = commands.run("dslth", "inspect", "mixed").stdout
+    assert f"note: peers ran on unlike processors ({mine}: 0, 2; {others}: 1)" in shown
+
+
+def test_a_run_records_what_it_computed_with(commands, topology_file, tmp_path):
+    done = commands.run("dslth", "run", "-t", topology_file(), "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert "unlike" not in done.stdout
+    assert RunFolder(tmp_path / "run").manifest()["machine"]["peers_by_capability"] == {capability(): [0, 1, 2]}

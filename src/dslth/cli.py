@@ -305,6 +305,8 @@ def _live(table: report.LiveTable, quiet: bool) -> Iterator[Callable[[Event], No
 def _show(folder: RunFolder, summary: dict[str, Any]) -> None:
     out.print(report.peer_table(folder, summary))
     out.print(report.totals(summary))
+    if said := report.unlike(summary):
+        out.print(f"note: {said}", highlight=False, soft_wrap=True)
     if (happened := timeline.show(summary, folder.launched())) is not None:
         out.print(happened)
 

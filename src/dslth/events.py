@@ -57,7 +57,10 @@ class Seconds(_Record):
 
 
 class Joined(_Record):
-    """All neighbours have said hello. ``sizes`` are the masked weights of each layer, ``time`` is Unix time."""
+    """All neighbours have said hello. ``sizes`` are the masked weights of each layer, ``time`` is Unix time.
+
+    ``processor`` is what torch computes with, as in ``AVX2``: masks are bit for bit alike only where that is alike.
+    """
 
     event: Literal["joined"] = "joined"
     peer: int
@@ -67,6 +70,7 @@ class Joined(_Record):
     sizes: tuple[int, ...]
     training_samples: int
     device: str
+    processor: Annotated[str, Field(max_length=20, pattern=r"^[A-Za-z0-9_ .+-]*$")] = ""
     links: Mapping[int, LinkStats]
 
 

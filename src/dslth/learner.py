@@ -16,9 +16,14 @@ from dslth.config import DeviceConfig, ExperimentConfig
 from dslth.masks import BitMask
 from dslth.seeds import Stream
 
-__all__ = ["Accuracies", "Learner", "Samples"]
+__all__ = ["Accuracies", "Learner", "Samples", "processor"]
 
 EVALUATION_BATCH = 250
+
+
+def processor() -> str:
+    """Return what torch computes with, as in ``AVX2``; with another one, sums differ in their last bits."""
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
 @dataclass(frozen=True)

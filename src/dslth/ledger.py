@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import psutil
 
 from dslth.events import Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
-from dslth.learner import Accuracies
+from dslth.learner import Accuracies, processor
 from dslth.masks import BitMask
 from dslth.sinks import Sink
 from dslth.transport import Transport
@@ -102,6 +102,7 @@ class Ledger:
                 sizes=sizes,
                 training_samples=training_samples,
                 device=device,
+                processor=processor(),
                 links=self._links(),
             )
         )

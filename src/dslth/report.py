@@ -26,6 +26,7 @@ __all__ = [
     "summarise",
     "topology_table",
     "totals",
+    "unlike",
 ]
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -40,7 +41,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     """Work out a run's figures from its files: what ``--json`` prints and ``summary.json`` holds."""
     by_peer = folder.events()
     peers = [_summarise_peer(peer, events) for peer, events in by_peer.items()]
-    joined = list({e.peer: e for events in by_peer.values() for e in events if isinstance(e, Joined)}.values())
+    starts_of_all = [event for events in by_peer.values() for event in events if isinstance(event, Joined)]
+    joined = list({event.peer: event for event in starts_of_all}.values())
     weights = sum(joined[0].sizes) if joined else 0
     starts = [event.time for event in joined]
     ends = [events[-1].time for events in by_peer.values()]
@@ -65,9 +67,28 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "payload_bytes_sent": sum(peer["payload_bytes_sent"] for peer in peers),
         "message_bytes_sent": message_bytes,
         "link_bytes_sent": _sum(peer["link_bytes_sent"] for peer in peers),
+        "processors": _processors(starts_of_all),
         "peers": peers,
         "happenings": [event.model_dump(exclude={"event"}) for event in folder.noticed()],
     }
+
+
+def _processors(joined: Iterable[Joined]) -> dict[str, list[int]]:
+    """Give the peers by what they computed with; one that went on on another machine is there twice."""
+    found: defaultdict[str, set[int]] = defaultdict(set)
+    for event in joined:
+        if event.processor:
+            found[event.processor].add(event.peer)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def unlike(summary: Mapping[str, Any]) -> str:
+    """Say in a line that a run's peers computed with unlike processors; an empty text where they did not."""
+    processors: Mapping[str, Sequence[int]] = summary["processors"]
+    if len(processors) < 2:
+        return ""
+    who = "; ".join(f"{name}: {_some(peers)}" for name, peers in processors.items())
+    return f"peers ran on unlike processors ({who}): their masks are not bit for bit those of a run on like ones"
 
 
 def _summarise_peer(peer: int, events: Sequence[Event]) -> dict[str, Any]:

@@ -88,8 +88,13 @@ class RunFolder:
         self._write("topology.yaml", resolved.to_yaml())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write ``summary.json``."""
+        """Write ``summary.json``, and into the manifest what only those who have torch loaded know: the processors."""
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        manifest, processors = self.manifest(), summary.get("processors")
+        machine = manifest.get("machine")
+        if processors and isinstance(machine, dict) and machine.get("peers_by_capability") != processors:
+            manifest["machine"] = machine | {"peers_by_capability": processors}
+            self._write("manifest.json", json.dumps(manifest, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         part = self.path / f".{name}.{os.getpid()}"  # peers that share a folder write the same files

@@ -27,7 +27,7 @@ from dslth.bench.methods import METHODS, Method
 from dslth.config import ExperimentConfig, RunConfig
 from dslth.errors import JoinError
 from dslth.events import Event, Finished, Joined, LinkStats, RoundReport, Seconds
-from dslth.learner import Accuracies
+from dslth.learner import Accuracies, processor
 from dslth.runfolder import RunFolder
 from dslth.topology import Topology
 from dslth.transport import Delivery, Transport
@@ -116,6 +116,7 @@ class Loop:
                 sizes=method.net.masked_sizes,
                 training_samples=len(method.samples),
                 device=method.device.device,
+                processor=processor(),
             )
         )
 
