@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dslth import config, data, files
+from dslth import config, data, files, launcher, topology
 from dslth.errors import DataError
 from dslth.pickled import read_batch
 
@@ -498,7 +498,7 @@ def _crafted(dtype: Made) -> bytes:
 READ = """
 import sys
 from pathlib import Path
-from dslth import config, data, files
+from dslth import config, data, files, launcher, topology
 try:
     data.load(config.DataConfig(name="cifar10", folder=sys.argv[1]))
 except data.DataError as error:
@@ -942,3 +942,11 @@ def test_data_that_are_nowhere_are_named_with_where_to_put_them(
         data.load(settings(name, tmp_path / "data"))
     assert f"{dead_url}/{file}" in str(caught.value)
     assert f"put {file} into {tmp_path / 'data' / name}" in str(caught.value)
+
+
+def test_what_is_missing_is_said_before_a_run(tmp_path: Path) -> None:
+    write_cifar(tmp_path, lambda *_: binary(*batch(1, 200)), ".bin")
+    data_settings = {"name": "cifar10", "folder": str(tmp_path), "partition": {"kind": "iid"}}
+    run = config.load("ring", {"experiment": {"data": data_settings}, "graph": {"kind": "ring", "peers": 3}})
+    note = launcher.preflight(run, topology.build(run.graph, 1))
+    assert note.startswith(f"cifar10: {tmp_path} has 1,000 training and 200 test images; 49,000 and 9,800 of the whole")
