@@ -61,7 +61,7 @@ def ensure(folder: Path, peer: int) -> None:
 
 
 def restore(folder: Path, peers: Iterable[int]) -> list[int]:
-    """Write public halves again that were lost, from the private ones; gives the peers whose halves those are.
+    """Write public halves again that were lost, from the private ones; return the peers whose they are.
 
     Raises SecurityError.
     """

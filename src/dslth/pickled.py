@@ -83,7 +83,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self, content: bytes) -> Any:
-        """Follow a pickle to its end; gives what it stands for."""
+        """Follow a pickle to its end; return what it stands for."""
         at = 0
         try:
             for number, (opcode, argument, position) in enumerate(pickletools.genops(content)):

@@ -74,7 +74,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
 
 def _processors(joined: Iterable[Joined]) -> dict[str, list[int]]:
-    """Give the peers by what they computed with; one that went on on another machine is there twice."""
+    """Return the peers by what they computed with; one that went on on another machine is there twice."""
     found: defaultdict[str, set[int]] = defaultdict(set)
     for event in joined:
         if event.processor:
