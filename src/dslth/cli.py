@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from dslth import __version__, config, keys, keys_cli, launcher, options, report, timeline, topology
+from dslth import __version__, config, keys, keys_cli, launcher, limits, options, report, timeline, topology
 from dslth.bench.cli import bench_app
 from dslth.checkpoint import Checkpoints
 from dslth.deploy import cli as deploy_cli
@@ -334,6 +334,7 @@ def collect(
     Started again on the folder of a run that has not finished, it goes on with it.
     """
     settings, graph_of_peers = options.read(topology_file, rounds=rounds)
+    limits.provide(graph_of_peers)
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
     table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
     stop = threading.Event()
@@ -496,7 +497,7 @@ def _peer(
     others = [address for address in (advertise, reports_to) if address]
     nearby = [listen, *(addresses[neighbour] for neighbour in neighbours), *others]
     how = keys_cli.secured(settings, topology_file, nearby, insecure=insecure, folder=keys_dir)
-    options.look_at_data(settings, graph_of_peers)
+    options.look_at_data(settings, graph_of_peers, peer)
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
     folder.begin(settings, graph_of_peers)
     if _has_finished(folder, peer, settings.experiment.rounds):

@@ -14,7 +14,8 @@
     ├── PeerFailedError    11   a peer of a local run ended before its last round
     ├── OutputError        12   the run folder cannot be written
     ├── CheckpointError    13   a checkpoint is damaged, or another run's
-    └── SecurityError      14   a key is missing, damaged, or readable by others
+    ├── SecurityError      14   a key is missing, damaged, or readable by others
+    └── LimitError         16   the system allows a process less memory or fewer files than a run needs
 
 Exit code 0 means done, 2 a misspelt command line (said by the option parser), 130 Ctrl-C.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "DataError",
     "DslthError",
     "JoinError",
+    "LimitError",
     "MissingFileError",
     "OutputError",
     "PeerFailedError",
@@ -112,3 +114,9 @@ class SecurityError(DslthError):
     """A key that a peer needs is missing, damaged, or readable by others."""
 
     exit_code = 14
+
+
+class LimitError(DslthError):
+    """The system allows a process less than a run needs."""
+
+    exit_code = 16

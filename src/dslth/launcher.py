@@ -2,7 +2,6 @@
 
 import multiprocessing
 import queue
-import resource
 import signal
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
-from dslth import data, events, partition
+from dslth import data, events, limits, partition
 from dslth.config import NetworkConfig, RunConfig
 from dslth.errors import DslthError, MissingFileError, PeerFailedError
 from dslth.events import Event, RoundReport
@@ -42,8 +41,6 @@ RESTARTS = 5
 BACK_OFF_SECONDS = 0.5
 """How long a peer that died stays away; twice as long each time."""
 TICK = 0.1
-LEAST_ADDRESS_SPACE = 750 << 20
-"""Bytes of address space below which torch, or the threads of a socket, have ended every process that was tried."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +66,17 @@ class Failure:
     trace: str
 
 
-def preflight(run: RunConfig, topology: Topology, progress: data.Progress | None = None) -> str:
-    """Check, before anything starts, what would fail in every peer: memory, ids, addresses, data, partition.
+def preflight(
+    run: RunConfig, topology: Topology, progress: data.Progress | None = None, peer: int | None = None
+) -> str:
+    """Check, before anything starts, what would fail in every peer: limits, ids, addresses, data, partition.
 
-    Gives a note for the person, or an empty text.
+    ``peer`` is the one that is to run here, None for all. Return a note for the person, or an empty text.
     """
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
-        raise DslthError(
-            f"a process may have {limit >> 20:,} MiB of address space here, and a peer needs "
-            f"{LEAST_ADDRESS_SPACE >> 20:,} MiB at the least; raise the limit (ulimit -v)"
-        )
+    limits.provide(topology, peer)
     run.check_peers(topology.peers)
-    for peer in range(topology.peers):
-        (run.network or NetworkConfig()).address(peer)
+    for other in range(topology.peers):
+        (run.network or NetworkConfig()).address(other)
     dataset = data.load(run.experiment.data, progress)
     shares = partition.split(
         run.experiment.data,

@@ -134,10 +134,13 @@ def read(
     return settings, topology.build(settings.graph, settings.experiment.seed)
 
 
-def look_at_data(settings: RunConfig, graph: Topology) -> None:
-    """Check before anything starts what would fail in every peer, data among it; they are downloaded where missing."""
+def look_at_data(settings: RunConfig, graph: Topology, peer: int | None = None) -> None:
+    """Check before anything starts what would fail in every peer, data among it; they are downloaded where missing.
+
+    ``peer`` is the one that is to run here, None for all.
+    """
     with _bars() as progress:
-        note = launcher.preflight(settings, graph, progress)
+        note = launcher.preflight(settings, graph, progress, peer)
     if note:
         err.print(f"note: {note}", highlight=False)
 
