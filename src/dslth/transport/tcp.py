@@ -59,6 +59,8 @@ class Connection:
             os.close(own)
             raise
         try:
+            if lent.family not in (socket.AF_INET, socket.AF_INET6):
+                raise ConnectionError("the descriptor is another kind of socket's now")
             ends = lent.getsockname()[:2], lent.getpeername()[:2]
             self.ends = self.ends or ends
             if ends != self.ends:
