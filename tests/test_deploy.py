@@ -18,9 +18,9 @@ from dslth import config, keys
 from dslth.deploy import place, slurm
 from dslth.deploy.alive import takes_callers
 from dslth.deploy.compose import compose
-from dslth.deploy.reports import Inbox, Reporter
 from dslth.errors import ConfigError, UnknownPeerError
 from dslth.events import Finished, Noticed
+from dslth.inbox import Inbox, Reporter
 from tap import free_ports
 
 ROOT = Path(__file__).parents[1]

@@ -26,6 +26,7 @@ from dslth.deploy import place, ray, reports
 from dslth.deploy.collector import Collector
 from dslth.errors import ConfigError, DslthError, MissingFileError, OutputError
 from dslth.events import Event, Finished, Joined, RoundReport
+from dslth.inbox import Inbox
 from dslth.keys_cli import CurveOption, InsecureOption, KeysOption
 from dslth.options import (
     CodecOption,
@@ -342,7 +343,7 @@ def collect(
     with launcher.end_on_signals(stop):
         mine = reports.collector_keys(how.network, graph_of_peers.peers, patience, stop, make=keys_dir is not None)
         collector = Collector(settings, graph_of_peers, folder)
-        inbox = reports.Inbox(listen, graph_of_peers.peers, mine)
+        inbox = Inbox(listen, graph_of_peers.peers, mine)
         try:
             with _live(table, quiet=as_json) as watch:
                 collector.collect(inbox, stop, watch, patience)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,6 +23,8 @@ from dslth import data, events, limits, partition
 from dslth.config import NetworkConfig, RunConfig
 from dslth.errors import DslthError, MissingFileError, PeerFailedError
 from dslth.events import Event, RoundReport
+from dslth.inbox import Inbox, Reporter
+from dslth.keys import Keys
 from dslth.report import summarise
 from dslth.runfolder import RunFolder
 from dslth.seeds import Stream
@@ -29,6 +32,7 @@ from dslth.topology import Topology
 
 if TYPE_CHECKING:
     from dslth.learner import Learner
+    from dslth.sinks import Sink
     from dslth.transport import Transport
     from dslth.transport.faulty import Faults
 
@@ -41,6 +45,10 @@ RESTARTS = 5
 BACK_OFF_SECONDS = 0.5
 """How long a peer that died stays away; twice as long each time."""
 TICK = 0.1
+LAST_SECONDS = 2.0
+"""How long reports are taken that are there when all peers have ended."""
+TURN = 100
+"""Reports that are taken at once at most: whatever comes, Ctrl-C and the clock are seen between."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def run_one(
     listen: str,
     meet: Callable[[str], Sequence[str]],
     memory: Any = None,
-    reports: str | None = None,
+    reports: "Callable[[], Sink] | None" = None,
     watch: Callable[[Event], None] | None = None,
     join_timeout: float = 60.0,
     advertise: str = "",
@@ -127,8 +135,8 @@ def run_one(
     """Run one peer of a run in this thread, from listening to its ticket; it goes on from a checkpoint in the folder.
 
     ``meet`` is told the address that the peer listens on and gives those of all peers. ``memory`` is the MemoryNetwork
-    of a run in one process; without one the peer talks ZeroMQ. ``faults`` befall what it sends. ``make_learner`` is for
-    benchmarks that learn otherwise.
+    of a run in one process; without one the peer talks ZeroMQ. ``reports`` makes a sink in the peer's own process.
+    ``faults`` befall what it sends. ``make_learner`` is for benchmarks that learn otherwise.
     """
     from dslth import keys, sinks, wire
     from dslth.checkpoint import Checkpoints
@@ -154,7 +162,7 @@ def run_one(
         addresses = meet(transport.listen(listen))
         outputs.append(sinks.JsonLines(folder.reports(peer), append=True))
         if reports is not None:
-            outputs.append(sinks.Push(reports))
+            outputs.append(reports())
         if watch is not None:
             outputs.append(sinks.Call(watch))
         place = Place(peer, run, topology, addresses, join_timeout, advertise)
@@ -236,8 +244,10 @@ def run_local(
                     asked = time.monotonic()
                 if asked is not None and time.monotonic() - asked > GRACE_SECONDS:
                     break
-            for event in workers.events(0):
-                keeper.take(event)
+            last = time.monotonic() + LAST_SECONDS
+            while time.monotonic() < last and (taken := workers.events(0)):
+                for event in taken:
+                    keeper.take(event)
         finally:
             workers.end()
     failures = workers.failures()
@@ -324,15 +334,13 @@ class Settings:
 
 
 class _Processes:
-    """A process a peer, forked from a server that has torch loaded; reports come over a PULL socket."""
+    """A process a peer, forked from a server that has torch loaded.
+
+    Reports come over a socket that only they have keys for, made for the run and kept in memory.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._context = zmq.Context()
-        self._pull = self._context.socket(zmq.PULL)
-        self._pull.setsockopt(zmq.LINGER, 0)
-        self._pull.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
-        self._reports = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
         self._server = multiprocessing.get_context("forkserver")
         self._server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
         resource_tracker.ensure_running()  # by itself, because starting it lets signals through
@@ -340,6 +348,13 @@ class _Processes:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         forkserver.ensure_running()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # what came meanwhile is not lost
+        public, secret = zmq.curve_keypair()
+        pairs = {peer: zmq.curve_keypair() for peer in range(settings.topology.peers)}
+        theirs = {peer: key for peer, (key, _) in pairs.items()}
+        self._inbox = Inbox("tcp://127.0.0.1:*", len(pairs), Keys(public, secret, theirs))
+        self._reporters = {
+            peer: partial(Reporter, self._inbox.address, Keys(*pair, {0: public})) for peer, pair in pairs.items()
+        }
         self._failures: dict[int, Failure] = {}
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, BaseProcess] = {}
@@ -358,7 +373,9 @@ class _Processes:
         listen = self._book.get(peer) or (network.address(peer) if network else "tcp://127.0.0.1:*")
         here, there = self._server.Pipe()
         process = self._server.Process(
-            target=_process, args=(peer, self._settings, listen, there, self._reports), name=f"dslth-peer-{peer}"
+            target=_process,
+            args=(peer, self._settings, listen, there, self._reporters[peer]),
+            name=f"dslth-peer-{peer}",
         )
         try:
             process.start()
@@ -381,10 +398,8 @@ class _Processes:
         """Wait for reports and for what peers say over their pipes."""
         self._read_pipes()
         taken: list[Event] = []
-        while self._pull.poll(0 if taken else int(timeout * 1000)):
-            event = events.parse(self._pull.recv())
-            if event is not None:
-                taken.append(event)
+        while len(taken) < TURN and (event := self._inbox.receive(0 if taken else timeout)):
+            taken.append(event)
         return taken
 
     def _read_pipes(self) -> None:
@@ -438,15 +453,14 @@ class _Processes:
         self.running()
         for pipe in self._pipes.values():
             pipe.close()
-        self._pull.close()
-        self._context.term()
+        self._inbox.close()
 
     def failures(self) -> dict[int, Failure]:
         """Give the peers that failed, and why."""
         return self._failures
 
 
-def _process(peer: int, settings: Settings, listen: str, pipe: Connection, reports: str) -> None:
+def _process(peer: int, settings: Settings, listen: str, pipe: Connection, reports: "Callable[[], Sink]") -> None:
     """Be the process of one peer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks with SIGTERM
     stop = threading.Event()

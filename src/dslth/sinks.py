@@ -2,16 +2,13 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
-
-import zmq
 
 from dslth.errors import OutputError
 from dslth.events import Event
 
-__all__ = ["Call", "JsonLines", "Push", "Sink"]
+__all__ = ["Call", "JsonLines", "Sink"]
 
 
 class Sink(Protocol):
@@ -54,25 +51,6 @@ class JsonLines:
             self._file.close()
         except OSError:
             self._broken = True
-
-
-class Push:
-    """A PUSH socket to a launcher; reports are dropped where nobody takes them."""
-
-    def __init__(self, address: str) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.LINGER, 1_000)
-        self._socket.setsockopt(zmq.SNDHWM, 1_000)
-        self._socket.connect(address)
-
-    def emit(self, event: Event) -> None:
-        with suppress(zmq.Again):
-            self._socket.send(event.model_dump_json().encode(), zmq.NOBLOCK)
-
-    def close(self) -> None:
-        self._socket.close()
-        self._context.term()
 
 
 class Call:

@@ -59,7 +59,7 @@ class Baseline:
         *,
         listen: str,
         meet: Callable[[str], Sequence[str]],
-        reports: str,
+        reports: Callable[[], sinks.Sink],
         join_timeout: float,
     ) -> Finished:
         """Run one peer from listening to its final report; JoinError where a neighbour does not come."""
@@ -68,7 +68,7 @@ class Baseline:
         outputs: list[sinks.Sink] = []
         try:
             addresses = meet(transport.listen(listen))
-            outputs += [sinks.JsonLines(folder.reports(peer)), sinks.Push(reports)]
+            outputs += [sinks.JsonLines(folder.reports(peer)), reports()]
             loop = Loop(peer, run.experiment, method, transport, outputs, stop)
             loop.join(addresses, join_timeout)
             with before_exchange(folder, peer).open("w", encoding="utf-8") as before:

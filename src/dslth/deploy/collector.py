@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dslth.config import RunConfig
-from dslth.deploy.reports import Inbox
 from dslth.errors import MissingFileError, PeerFailedError
 from dslth.events import Event, Finished, RoundReport
+from dslth.inbox import Inbox
 from dslth.runfolder import RunFolder
 from dslth.sinks import JsonLines
 from dslth.topology import Topology

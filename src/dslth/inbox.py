@@ -1,0 +1,132 @@
+"""Reports on their way from peers to whoever collects them: PUSH to PULL, encrypted where there are keys.
+
+Who collects lets in the peers' keys and no others, and whoever comes in speaks for itself alone.
+"""
+
+from collections import Counter
+from contextlib import suppress
+
+import zmq
+
+from dslth.errors import AddressError
+from dslth.events import Event, parse
+from dslth.keys import Keys
+from dslth.transport import guard
+from dslth.transport.zap import DOMAIN, Gate
+
+__all__ = ["Inbox", "Reporter"]
+
+LARGEST = 1 << 20
+"""Bytes of a report at most: libzmq cuts off whoever sends more."""
+WAITING = 16
+"""Reports of one peer that wait to be read at most; the others wait with the peer."""
+KEPT = 1_000
+"""Reports that a peer keeps while nobody takes them."""
+LINGER_MS = 1_000
+
+
+class Reporter:
+    """A peer's end. ``collector`` is who listens at ``address``, by its number among the keys."""
+
+    def __init__(self, address: str, keys: Keys | None = None, collector: int = 0) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUSH)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.setsockopt(zmq.SNDHWM, KEPT)
+        if keys:
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.neighbours[collector])
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(f"--reports: nobody can be at {address}: {zmq.strerror(error.errno or 0)}") from None
+
+    def emit(self, event: Event) -> None:
+        """Send a report, or drop it where too many wait already; never waits."""
+        with suppress(zmq.Again):
+            self._socket.send(event.model_dump_json().encode(), zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Send what is still queued, for a moment, and let everything go."""
+        self._socket.close()
+        self._context.term()
+
+
+class Inbox:
+    """The collector's end, for the reports of peers 0 .. ``peers`` - 1; raises AddressError where it cannot listen.
+
+    ``address`` is where it listens, with the real port. What is no report, or another's, is dropped and counted in
+    ``refused``.
+    """
+
+    def __init__(self, address: str, peers: int, keys: Keys | None = None) -> None:
+        self._peers, self._keys = peers, keys
+        self._refused: Counter[str] = Counter()
+        self._context = zmq.Context()
+        self._gate = Gate(self._context, keys.neighbours) if keys else None
+        self._guard: guard.Guard | None = None
+        self._pull = self._context.socket(zmq.PULL)
+        self._pull.setsockopt(zmq.LINGER, 0)
+        self._pull.setsockopt(zmq.RCVHWM, WAITING)
+        self._pull.setsockopt(zmq.MAXMSGSIZE, LARGEST)
+        if keys:
+            self._pull.setsockopt(zmq.CURVE_SERVER, 1)
+            self._pull.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+            self._pull.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+            self._pull.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        monitor = self._context.socket(zmq.PAIR)
+        monitor.setsockopt(zmq.LINGER, 0)
+        monitor.setsockopt(zmq.RCVHWM, 0)
+        self._pull.monitor("inproc://monitor", guard.EVENTS)
+        monitor.connect("inproc://monitor")
+        try:
+            self._pull.bind(address)
+        except zmq.ZMQError as error:
+            monitor.close()
+            self.close()
+            reason = zmq.strerror(error.errno or 0).lower()
+            raise AddressError(f"cannot listen on {address}: {reason}; choose another --listen") from None
+        self.address = self._pull.getsockopt_string(zmq.LAST_ENDPOINT)
+        port = int(self.address.rpartition(":")[2])
+        self._guard = guard.Guard(monitor, port, (WAITING + 4) * LARGEST, keys=keys is not None)
+        self._guard.neighbours = peers
+
+    def receive(self, timeout: float) -> Event | None:
+        """Wait up to ``timeout`` seconds for a report; None without one, or where what came is dropped."""
+        if not self._pull.poll(int(1000 * timeout)):
+            return None
+        frames = self._pull.recv_multipart(copy=False)
+        fd = -1
+        with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such word
+            fd = int(frames[0].get(zmq.SRCFD))
+        if self._guard:
+            self._guard.delivered(fd)
+        event = parse(frames[0].bytes) if len(frames) == 1 else None
+        if event is None or not 0 <= event.peer < self._peers:
+            self._refused["no-report"] += 1
+            return None
+        if self._keys and frames[0].get("User-Id") != str(event.peer):
+            self._refused["impostor"] += 1
+            return None
+        if self._guard:
+            self._guard.identified(fd)
+        return event
+
+    def refused(self) -> dict[str, int]:
+        """Count what was dropped, by reason, since the start."""
+        counted = self._refused + Counter(self._guard.refused() if self._guard else {})
+        if self._gate:
+            counted["unknown-key"] += self._gate.unknown
+        return dict(+counted)
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._pull.disable_monitor()
+        self._pull.close()
+        if self._guard:
+            self._guard.join()
+        if self._gate:
+            self._gate.stop()
+        self._context.term()
