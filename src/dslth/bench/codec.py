@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 from bitarray.util import sc_encode
-from rich.table import Table
 
 from dslth import codecs
 from dslth.codecs import Forecast, History
 from dslth.errors import OutputError
 from dslth.masks import BitMask
-from dslth.tables import new_table
+from dslth.tables import Fitted
 
 __all__ = ["DENSITIES", "Figure", "correlated", "measure", "rows", "table", "write"]
 
@@ -130,14 +129,19 @@ def _speed(function: Callable[[], object], mask: BitMask) -> float:
     return sum(mask.sizes) / 1e6 / min(b - a for a, b in pairwise(times))
 
 
-def table(figures: list[Figure]) -> Table:
+def table(figures: list[Figure]) -> Fitted:
     """Show the figures, bits beside the entropy of independent bits (or flips) of that density."""
-    shown = new_table("mask codecs", "masks", "codec", "bits/weight", "entropy", "ratio", "encode Mw/s", "decode Mw/s")
-    for f in figures:
-        decode = "–" if f.decode is None else f"{f.decode:.0f}"
-        ratio = "–" if f.ratio is None else f"{f.ratio:.3f}"
-        shown.add_row(f.masks, f.codec, f"{f.bits:.5f}", f"{f.entropy:.5f}", ratio, f"{f.encode:.0f}", decode)
-    return shown
+    columns = {
+        "masks": [f.masks for f in figures],
+        "codec": [f.codec for f in figures],
+        "bits": [f"{f.bits:.5f}" for f in figures],
+        "entropy": [f"{f.entropy:.5f}" for f in figures],
+        "ratio": ["–" if f.ratio is None else f"{f.ratio:.3f}" for f in figures],
+        "encode": [f"{f.encode:.0f}" for f in figures],
+        "decode": ["–" if f.decode is None else f"{f.decode:.0f}" for f in figures],
+    }
+    note = "bits and entropy: per weight; encode and decode: million weights a second"
+    return Fitted("mask codecs", columns, spare=("entropy", "ratio"), note=note)
 
 
 def rows(figures: list[Figure]) -> list[dict[str, Any]]:
