@@ -25,7 +25,7 @@ class Commands:
             cwd=self.folder,
             env=ENV | options.pop("env", {}),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=options.pop("stdout", subprocess.PIPE),
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,

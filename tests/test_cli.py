@@ -235,10 +235,32 @@ def test_an_address_space_too_small_for_a_peer_is_named_before_anything_starts(
         resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
 
     line = ["run", "-t", topology_file(), "--out", "run", "--transport", transport]
-    said = one_line(commands.run("dslth", *line, preexec_fn=small), 1)
+    said = one_line(commands.run("dslth", *line, preexec_fn=small), 16)
     assert "400 MiB" in said
     assert "ulimit -v" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("files", [24, 30, 64])
+def test_too_few_open_files_are_named_before_anything_starts(commands, topology_file, tmp_path, files):
+    def few():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    for command, line in (("dslth", ["run"]), ("dslth-peer", ["--id", 1]), ("dslth", ["bench", "soak"])):
+        said = one_line(commands.run(command, *line, "-t", topology_file(), "--out", "run", preexec_fn=few), 16)
+        assert f"{files} files open here" in said
+        assert "ulimit -n" in said
+        assert not (tmp_path / "run").exists()
+    said = one_line(commands.run("dslth", "collect", topology_file(), "--out", "run", preexec_fn=few), 16)
+    assert f"{files} files open here" in said
+
+
+def test_the_limit_of_open_files_is_raised_where_the_system_lets(commands, topology_file):
+    def few():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512))
+
+    done = commands.run("dslth", "run", "-t", topology_file(), "--out", "run", "--json", preexec_fn=few)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_fork_server_that_dies_is_an_error_and_no_ctrl_c(commands, topology_file, tmp_path):

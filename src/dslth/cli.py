@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from dslth import __version__, config, keys, keys_cli, launcher, limits, options, report, timeline, topology
@@ -42,9 +41,9 @@ from dslth.options import (
     RoundsOption,
     SeedOption,
     TopologyOption,
-    err,
 )
 from dslth.runfolder import RunFolder
+from dslth.terminal import bear_all, err, out, say
 from dslth.transport import faulty
 
 __all__ = ["main", "peer_main"]
@@ -61,8 +60,6 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(keys_cli.keys_app, name="keys")
 deploy_cli.register(app)
 peer_app = typer.Typer(name="dslth-peer", **options.STYLE)
-
-out = Console()
 
 
 class RestartName(StrEnum):
@@ -107,17 +104,20 @@ def peer_main() -> None:
 
 def _guarded(command: Callable[..., Any]) -> None:
     """Turn an error of ours, or of who typed, into its one line and its exit code."""
+    bear_all()
     try:
         code = command(standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code)
     except _UsageError as error:
-        print(_usage(error), file=sys.stderr)  # noqa: T201
+        for line in _usage(error).splitlines():
+            say(line)
         sys.exit(2)
     except DslthError as error:
         if "--debug" in sys.argv:
-            traceback.print_exc()
-        print(f"dslth: {error}", file=sys.stderr)  # noqa: T201
+            for line in traceback.format_exc().splitlines():
+                say(line)
+        say(f"dslth: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # which typer takes for Ctrl-D
@@ -129,7 +129,7 @@ def _guarded(command: Callable[..., Any]) -> None:
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
             raise
-        print(f"dslth: cannot print the result: {error.strerror}", file=sys.stderr)  # noqa: T201
+        say(f"dslth: cannot print the result: {error.strerror}")
         sys.stderr.flush()
         os._exit(OutputError.exit_code)  # what is left to print has nowhere to go
 
@@ -151,7 +151,7 @@ def _usage(error: Any) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(f"dslth {__version__}", highlight=False)
+        out.print(f"dslth {__version__}")
         raise typer.Exit
 
 
@@ -269,7 +269,7 @@ def _tell(outcome: launcher.Outcome, *, as_json: bool) -> None:
         _show(folder, outcome.summary)
     if outcome.interrupted:
         go_on = f"; dslth run --resume {folder.path} goes on" if outcome.summary else ""
-        err.print(f"interrupted; what was measured is in {folder.path}{go_on}", highlight=False, soft_wrap=True)
+        err.print(f"interrupted; what was measured is in {folder.path}{go_on}", soft_wrap=True)
         raise typer.Exit(130)
     if outcome.failure is not None:
         raise outcome.failure
@@ -297,13 +297,15 @@ def _live(table: report.LiveTable, quiet: bool) -> Iterator[Callable[[Event], No
             table.take(event)
             line = table.line()
             if line.partition(",")[0] != last.partition(",")[0]:
-                err.print(line, highlight=False)
+                err.print(line)
                 last = line
 
         yield take
 
 
 def _show(folder: RunFolder, summary: dict[str, Any]) -> None:
+    if ignored := summary["lines_ignored"]:
+        err.print(f"note: {ignored} lines under {folder.path / 'peers'} are no reports of their peer; left out")
     out.print(report.peer_table(folder, summary))
     out.print(report.totals(summary))
     if said := report.unlike(summary):
@@ -353,7 +355,7 @@ def collect(
             _sum_up(folder, as_json=as_json)
     if refused := inbox.refused():
         counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
-        err.print(f"note: reports refused: {counts}", highlight=False)
+        err.print(f"note: reports refused: {counts}")
     if stop.is_set():
         raise typer.Exit(130)
 
@@ -411,7 +413,7 @@ def show(
     print(report.draw(graph))  # noqa: T201
     if png is not None:
         report.draw_png(graph, png)
-        out.print(f"drawn into {png}", highlight=False)
+        out.print(f"drawn into {png}")
 
 
 def _graph(file: str, seed: int | None) -> topology.Topology:
@@ -537,8 +539,7 @@ def _peer(
     else:
         err.print(
             f"peer {peer}: {summary['rounds_completed']} rounds, mask {summary['mask_digest'][:16]}, "
-            f"messages {report.amount(summary['message_bytes_sent'])}; see dslth inspect {folder.path}",
-            highlight=False,
+            f"messages {report.amount(summary['message_bytes_sent'])}; see dslth inspect {folder.path}"
         )
     if stop.is_set():
         raise typer.Exit(130)
@@ -547,7 +548,7 @@ def _peer(
 def _say(event: Event, rounds: int) -> None:
     """Tell in a line what a peer did."""
     if isinstance(event, Joined):
-        err.print(f"peer {event.peer} joined {len(event.neighbours)} neighbours", highlight=False)
+        err.print(f"peer {event.peer} joined {len(event.neighbours)} neighbours")
     elif isinstance(event, RoundReport):
         personal = (
             "" if event.accuracy_personal is None else f", personal accuracy {100 * event.accuracy_personal:.1f} %"
@@ -555,8 +556,7 @@ def _say(event: Event, rounds: int) -> None:
         sent = report.amount(sum(link.message_sent for link in event.links.values()))
         missing = f", missing {list(event.missing)}" if event.missing else ""
         err.print(
-            f"round {event.round + 1}/{rounds}: loss {event.loss:.3f}{personal}, sent {sent}{missing}",
-            highlight=False,
+            f"round {event.round + 1}/{rounds}: loss {report.decimal(event.loss)}{personal}, sent {sent}{missing}"
         )
 
 

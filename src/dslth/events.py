@@ -1,9 +1,15 @@
-"""What a peer says about its run, as JSON lines; never data, scores or masks."""
+"""What a peer says about its run, as JSON lines; never data, scores or masks.
+
+Others read it on terminals and add it up, so every field is bounded: numbers out of range are no report, text is cut
+and made visible.
+"""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from dslth.terminal import visible
 
 __all__ = ["Event", "Finished", "Happening", "Joined", "LinkStats", "Noticed", "RoundReport", "Seconds", "parse"]
 
@@ -14,9 +20,36 @@ Happening = Literal[
 it is at another address. Of the peer itself: it went on from a checkpoint, skipped rounds to catch up, could not write
 a checkpoint, its loss is not finite. Said by the launcher: the peer's process died, was started again, was given up."""
 
+MOST = 2**53
+"""Beyond it readers of JSON lose digits."""
+LATEST = 1e11
+"""Seconds; as Unix time the year 5138."""
+MANY = 1 << 16
+"""Neighbours or layers: more than a machine has ports."""
+REASONS = 100
+LONGEST = 1000
+"""Characters of a text."""
+
+
+def _bounded(text: Any) -> Any:
+    return visible(text[:LONGEST])[:LONGEST] if isinstance(text, str) else text
+
+
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Bytes = Annotated[int, Field(ge=-MOST, le=MOST)]
+Duration = Annotated[float, Field(ge=-LATEST, le=LATEST, allow_inf_nan=False)]
+Time = Annotated[float, Field(ge=0, le=LATEST, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Shares = Annotated[tuple[Share, ...], Field(max_length=MANY)]
+Counts = Annotated[tuple[Count, ...], Field(max_length=MANY)]
+Words = Annotated[str, BeforeValidator(_bounded)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")]
+Reason = Annotated[str, Field(pattern="^[a-z0-9-]{1,40}$")]
+Refused = Annotated[Mapping[Reason, Count], Field(max_length=REASONS)]
+
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class LinkStats(_Record):
@@ -26,12 +59,12 @@ class LinkStats(_Record):
     carried (None where it cannot be read).
     """
 
-    payload_sent: int = 0
-    payload_received: int = 0
-    message_sent: int = 0
-    message_received: int = 0
-    link_sent: int | None = None
-    link_received: int | None = None
+    payload_sent: Bytes = 0
+    payload_received: Bytes = 0
+    message_sent: Bytes = 0
+    message_received: Bytes = 0
+    link_sent: Bytes | None = None
+    link_received: Bytes | None = None
 
     def __sub__(self, earlier: "LinkStats") -> "LinkStats":
         """Give the bytes between two readings; link bytes stay None where they cannot be read."""
@@ -48,12 +81,15 @@ class LinkStats(_Record):
 class Seconds(_Record):
     """Where the time of a round went."""
 
-    compute: float = 0.0
-    encode: float = 0.0
-    wait: float = 0.0
-    decode: float = 0.0
-    fine_tune: float = 0.0
-    evaluate: float = 0.0
+    compute: Duration = 0.0
+    encode: Duration = 0.0
+    wait: Duration = 0.0
+    decode: Duration = 0.0
+    fine_tune: Duration = 0.0
+    evaluate: Duration = 0.0
+
+
+Links = Annotated[Mapping[Count, LinkStats], Field(max_length=MANY)]
 
 
 class Joined(_Record):
@@ -63,61 +99,64 @@ class Joined(_Record):
     """
 
     event: Literal["joined"] = "joined"
-    peer: int
-    time: float
-    neighbours: tuple[int, ...]
-    model: str
-    sizes: tuple[int, ...]
-    training_samples: int
-    device: str
+    peer: Count
+    time: Time
+    neighbours: Counts
+    model: Words
+    sizes: Counts
+    training_samples: Count
+    device: Words
     processor: Annotated[str, Field(max_length=20, pattern=r"^[A-Za-z0-9_ .+-]*$")] = ""
-    links: Mapping[int, LinkStats]
+    links: Links
 
 
 class RoundReport(_Record):
-    """One round. Density and flips (share of bits that changed since the last mask sent) are per layer."""
+    """One round. Density and flips (share of bits that changed since the last mask sent) are per layer.
+
+    The loss alone may be no finite number: where a run diverges it is none.
+    """
 
     event: Literal["round"] = "round"
-    peer: int
-    time: float
-    round: int
+    peer: Count
+    time: Time
+    round: Count
     loss: float
-    accuracy_personal: float | None
-    accuracy_global: float | None
-    density: tuple[float, ...]
-    flips: tuple[float, ...] | None
-    mask_digest: str
-    links: Mapping[int, LinkStats]
+    accuracy_personal: Share | None
+    accuracy_global: Share | None
+    density: Shares
+    flips: Shares | None
+    mask_digest: Digest
+    links: Links
     seconds: Seconds
-    missing: tuple[int, ...]
-    refused: Mapping[str, int]
-    memory_bytes: int
+    missing: Counts
+    refused: Refused
+    memory_bytes: Count
 
 
 class Finished(_Record):
     """The peer is done or was asked to end; ``mask_digest`` is its ticket's, ``refused`` counts the whole run."""
 
     event: Literal["finished"] = "finished"
-    peer: int
-    time: float
-    rounds_completed: int
-    accuracy_personal: float | None
-    accuracy_global: float | None
-    mask_digest: str
-    links: Mapping[int, LinkStats]
-    refused: Mapping[str, int]
+    peer: Count
+    time: Time
+    rounds_completed: Count
+    accuracy_personal: Share | None
+    accuracy_global: Share | None
+    mask_digest: Digest
+    links: Links
+    refused: Refused
 
 
 class Noticed(_Record):
     """Something out of the ordinary, to be put on a time line; ``round`` is the peer's own."""
 
     event: Literal["noticed"] = "noticed"
-    peer: int
-    time: float
-    round: int
+    peer: Count
+    time: Time
+    round: Count
     what: Happening
-    neighbour: int | None = None
-    detail: str = ""
+    neighbour: Count | None = None
+    detail: Words = ""
 
     @property
     def links(self) -> Mapping[int, LinkStats]:

@@ -8,7 +8,8 @@ import typer
 
 from dslth import config, keys, options
 from dslth.config import NetworkConfig, RunConfig
-from dslth.options import DebugOption, err
+from dslth.options import DebugOption
+from dslth.terminal import err
 from dslth.topology import Topology
 
 __all__ = ["CurveOption", "InsecureOption", "KeysOption", "checked", "keys_app", "secured"]
@@ -59,7 +60,7 @@ def make(
         return
     keys.make(folder, peers)
     pairs = "a key pair" if len(peers) == 1 else f"{len(peers)} key pairs"
-    err.print(f"made {pairs} in {folder}; each private key is for its own peer alone", highlight=False, soft_wrap=True)
+    err.print(f"made {pairs} in {folder}; each private key is for its own peer alone", soft_wrap=True)
 
 
 def checked(settings: RunConfig, graph: Topology, *, insecure: bool) -> RunConfig:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from dslth import config, launcher, topology
 from dslth.config import RunConfig
 from dslth.errors import MissingFileError, OutputError
 from dslth.runfolder import RunFolder
+from dslth.terminal import err
 from dslth.topology import Topology
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "RoundsOption",
     "SeedOption",
     "TopologyOption",
-    "err",
     "look_at_data",
     "new_folder",
     "orderly",
@@ -47,8 +46,6 @@ STYLE: dict[str, Any] = {
     "add_completion": False,
 }
 """How every Typer application is made."""
-
-err = Console(stderr=True)
 
 
 class PresetName(StrEnum):
@@ -142,7 +139,7 @@ def look_at_data(settings: RunConfig, graph: Topology, peer: int | None = None) 
     with _bars() as progress:
         note = launcher.preflight(settings, graph, progress, peer)
     if note:
-        err.print(f"note: {note}", highlight=False)
+        err.print(f"note: {note}")
 
 
 def new_folder(wanted: Path | None, name: str) -> RunFolder:

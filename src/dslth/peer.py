@@ -4,7 +4,6 @@ What a newcomer should know: a peer is one thread, and who its neighbours are an
 ``neighbourhood``. A peer that dies goes on from its last checkpoint.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from dslth.ledger import Ledger
 from dslth.masks import BitMask
 from dslth.neighbourhood import Neighbourhood, Place
 from dslth.sinks import Sink
+from dslth.terminal import say
 from dslth.transport import Transport
 
 __all__ = ["Peer"]
@@ -150,4 +150,4 @@ class Peer:
             self._saved, self._unsaved = self._neighbourhood.round, False
 
     def _say(self, text: str) -> None:
-        print(f"dslth: peer {self._place.peer}: {text}", file=sys.stderr)  # noqa: T201
+        say(f"dslth: peer {self._place.peer}: {text}")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth.errors import ConfigError, OutputError
-from dslth.events import Event, Finished, Joined, LinkStats, RoundReport
+from dslth.events import Event, Finished, Joined, RoundReport
 from dslth.runfolder import RunFolder
 from dslth.tables import Fitted, new_table, shortened
 from dslth.topology import Topology
@@ -19,6 +19,7 @@ from dslth.topology import Topology
 __all__ = [
     "LiveTable",
     "amount",
+    "decimal",
     "draw",
     "edge_table",
     "peer_table",
@@ -32,6 +33,9 @@ __all__ = [
 BARS = "▁▂▃▄▅▆▇█"
 MOST_STEPS = 4_000_000
 """Peers times edges up to which a diameter is worked out: a second."""
+MOST_LAYERS = 20
+MOST_REASONS = 20
+MOST_EDGES = 10_000
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -39,7 +43,7 @@ MOST_STEPS = 4_000_000
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
     """Work out a run's figures from its files: what ``--json`` prints and ``summary.json`` holds."""
-    by_peer = folder.events()
+    by_peer, others = folder.read()
     peers = [_summarise_peer(peer, events) for peer, events in by_peer.items()]
     starts_of_all = [event for events in by_peer.values() for event in events if isinstance(event, Joined)]
     joined = list({event.peer: event for event in starts_of_all}.values())
@@ -69,7 +73,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "link_bytes_sent": _sum(peer["link_bytes_sent"] for peer in peers),
         "processors": _processors(starts_of_all),
         "peers": peers,
-        "happenings": [event.model_dump(exclude={"event"}) for event in folder.noticed()],
+        "happenings": [event.model_dump(exclude={"event"}) for event in folder.noticed(by_peer)],
+        "lines_ignored": others,
     }
 
 
@@ -156,6 +161,11 @@ def amount(n: float | None) -> str:
     raise AssertionError
 
 
+def decimal(loss: float) -> str:
+    """Write a loss, which may be huge or no number, in few characters."""
+    return f"{loss:.3f}" if abs(loss) < 1e6 else f"{loss:.3g}"
+
+
 def _thousands(n: int | None) -> str:
     return "–" if n is None else f"{n:,}"
 
@@ -176,32 +186,32 @@ class LiveTable:
 
     def __init__(self, peers: int, rounds: int, title: str) -> None:
         self._rounds, self._title = rounds, title
-        self._peers: dict[int, list[Event]] = {peer: [] for peer in range(peers)}
+        self._peers = {peer: _Row() for peer in range(peers)}
         self._sent: Counter[int] = Counter()
 
     def take(self, event: Event) -> None:
         """Follow a report."""
-        if event.peer in self._peers:
-            self._peers[event.peer].append(event)
+        if event.peer in self._peers and not (isinstance(event, RoundReport) and event.round >= self._rounds):
+            self._peers[event.peer].take(event)
             self._sent[event.peer] += sum(link.message_sent for link in event.links.values())
 
     def line(self) -> str:
         """Say in one line how far the run is."""
-        reports = [last for events in self._peers.values() if (last := _last_round(events))]
+        reports = [row.last for row in self._peers.values() if row.last]
         done = min((report.round + 1 for report in reports), default=0) if len(reports) == len(self._peers) else 0
         mean = _mean(report.accuracy_personal for report in reports)
         sent = amount(sum(self._sent.values()))
         return f"round {done}/{self._rounds}, personal accuracy {_percent(mean)}, sent {sent}"
 
     def __rich__(self) -> RenderableType:
-        rows = [_Row(events) for events in self._peers.values()]
+        rows = list(self._peers.values())
         table = Fitted(
             self._title,
             {
                 "peer": [f"{peer}{' ✓' if row.done else ''}" for peer, row in zip(self._peers, rows, strict=True)],
                 "device": _told(row.device for row in rows),
                 "round": [f"{row.rounds}/{self._rounds}" for row in rows],
-                "loss": [f"{row.last.loss:.3f}" if row.last else "–" for row in rows],
+                "loss": [decimal(row.last.loss) if row.last else "–" for row in rows],
                 "personal": [_percent(row.personal[-1] if row.personal else None) for row in rows],
                 "by round": [Text(_spark(row.personal), style="green") for row in rows],
                 "global": [_percent(row.common) for row in rows],
@@ -218,29 +228,48 @@ def _some(peers: Sequence[int]) -> str:
 
 
 class _Row:
-    """What a table says of one peer, from its reports."""
+    """What a table says of one peer, from its reports; of all but the last round only the accuracy is kept."""
 
-    def __init__(self, events: Sequence[Event]) -> None:
-        rounds = _played(events)
-        joined = next((event for event in events if isinstance(event, Joined)), None)
-        self.last = rounds[-1] if rounds else None
-        self.rounds = len(rounds)
-        self.done = bool(events) and isinstance(events[-1], Finished)
-        self.personal = [event.accuracy_personal for event in rounds if event.accuracy_personal is not None]
-        self.common = next((e.accuracy_global for e in reversed(rounds) if e.accuracy_global is not None), None)
-        self.device = shortened(joined.device) if joined else ""
-        self.samples = str(joined.training_samples) if joined else ""
-        self.density = " ".join(f"{k:.2g}" for k in self.last.density) if self.last else ""
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.last: RoundReport | None = None
+        self.done = False
+        self.common: float | None = None
+        self.device = self.samples = ""
+        self._shares: dict[int, float | None] = {}
+        for event in events:
+            self.take(event)
+
+    def take(self, event: Event) -> None:
+        """Follow a report; that of a round that was played again after a crash takes the first one's place."""
+        if isinstance(event, Joined):
+            self.device, self.samples = shortened(event.device), str(event.training_samples)
+        elif isinstance(event, RoundReport):
+            self._shares[event.round] = event.accuracy_personal
+            if self.last is None or event.round >= self.last.round:
+                self.last = event
+                self.common = self.common if event.accuracy_global is None else event.accuracy_global
+        self.done = isinstance(event, Finished)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were played."""
+        return len(self._shares)
+
+    @property
+    def personal(self) -> list[float]:
+        """Personal accuracies of the rounds after which it was evaluated, in order."""
+        return [share for _, share in sorted(self._shares.items()) if share is not None]
+
+    @property
+    def density(self) -> str:
+        """Density by layer."""
+        return shortened(" ".join(f"{k:.2g}" for k in self.last.density[:MOST_LAYERS]), 60) if self.last else ""
 
 
 def _told(values: Iterable[str]) -> list[str]:
     """Give a column only where it tells peers apart."""
     column = list(values)
     return column if len(set(column)) > 1 else [""] * len(column)
-
-
-def _last_round(events: Sequence[Event]) -> RoundReport | None:
-    return next((event for event in reversed(events) if isinstance(event, RoundReport)), None)
 
 
 def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Fitted:
@@ -269,7 +298,9 @@ def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Fitted:
             "ticket": [(peer["mask_digest"] or "–")[:6] for peer in peers],
         },
         spare=("ticket", "density", "samples", "by round", "link", "payload", "global", "device"),
-        note=f"refused: {', '.join(f'{reason} {count}' for reason, count in refused.items())}" if refused else "",
+        note="refused: " + ", ".join(f"{reason} {count}" for reason, count in refused.most_common(MOST_REASONS))
+        if refused
+        else "",
     )
 
 
@@ -312,25 +343,16 @@ def phase_table(folder: RunFolder) -> Fitted:
 
 
 def edge_table(folder: RunFolder) -> Table:
-    """Show the bytes of every directed edge."""
+    """Show the bytes of every directed edge, of 10,000 at most."""
     table = new_table("bytes by edge", "edge", "payload", "messages", "link")
     for peer, events in folder.events().items():
-        sums: defaultdict[int, LinkStats] = defaultdict(lambda: LinkStats(link_sent=0))
+        sums: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for event in events:
             for neighbour, link in event.links.items():
-                total = sums[neighbour]
-                sums[neighbour] = LinkStats(
-                    payload_sent=total.payload_sent + link.payload_sent,
-                    message_sent=total.message_sent + link.message_sent,
-                    link_sent=(total.link_sent or 0) + (link.link_sent or 0),
-                )
-        for neighbour, total in sorted(sums.items()):
-            table.add_row(
-                f"{peer} → {neighbour}",
-                _thousands(total.payload_sent),
-                _thousands(total.message_sent),
-                _thousands(total.link_sent),
-            )
+                sums[neighbour].update(payload=link.payload_sent, messages=link.message_sent, link=link.link_sent or 0)
+        for neighbour, total in sorted(sums.items())[: max(0, MOST_EDGES - table.row_count)]:
+            cells = (_thousands(total[column]) for column in ("payload", "messages", "link"))
+            table.add_row(f"{peer} → {neighbour}", *cells)
     return table
 
 

@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -109,24 +109,29 @@ class RunFolder:
 
     def events(self) -> dict[int, Sequence[Event]]:
         """Read the reports of all peers that have any; raises MissingFileError where there are none."""
-        found: dict[int, Sequence[Event]] = {}
-        for path in sorted(self.path.glob("peers/peer-*.jsonl")):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            events = [event for line in text.splitlines() if (event := parse(line))]
-            if events:
-                found[events[0].peer] = events
+        return self.read()[0]
+
+    def read(self) -> tuple[dict[int, Sequence[Event]], int]:
+        """Read the reports of all peers; with them, how many lines are no reports of the peer whose file they are in.
+
+        Raises MissingFileError where there are no reports.
+        """
+        found: dict[int, list[Event]] = {}
+        others = 0
+        for path in self.path.glob("peers/peer-*.jsonl"):
+            for event in _events(path):
+                if event is not None and path == self.reports(event.peer):
+                    found.setdefault(event.peer, []).append(event)
+                else:
+                    others += 1
         if not found:
             raise MissingFileError(f"{self.path} is no run folder: it has no peers/peer-*.jsonl with reports")
-        return dict(sorted(found.items()))
+        return dict(sorted(found.items())), others
 
-    def noticed(self) -> list[Noticed]:
-        """Read what was out of the ordinary, said by peers and by the launcher, in the order of time."""
-        lines: list[str] = []
-        for path in [*self.path.glob("peers/peer-*.jsonl"), self.happenings]:
-            if path.is_file():
-                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
-        events = [event for line in lines if '"noticed"' in line and isinstance(event := parse(line), Noticed)]
-        return sorted(events, key=lambda event: event.time)
+    def noticed(self, by_peer: Mapping[int, Iterable[Event]]) -> list[Noticed]:
+        """Pick what was out of the ordinary from what peers said, and add the launcher's, in the order of time."""
+        said = [event for events in (*by_peer.values(), _events(self.happenings)) for event in events]
+        return sorted((event for event in said if isinstance(event, Noticed)), key=lambda event: event.time)
 
     def manifest(self) -> dict[str, Any]:
         """Read ``manifest.json``; empty where it is not there or holds something else."""
@@ -140,3 +145,10 @@ class RunFolder:
         """Give the Unix time at which the run was launched, where the manifest says so."""
         found = self.manifest().get("launched")
         return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def _events(path: Path) -> Iterator[Event | None]:
+    """Read a file of reports line by line, None for what is none; nothing where there is no file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (parse(line) for line in file if line.strip())

@@ -1,12 +1,12 @@
 """Where a peer's reports go: its own file first, then whoever listens."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from dslth.errors import OutputError
 from dslth.events import Event
+from dslth.terminal import say
 
 __all__ = ["Call", "JsonLines", "Sink"]
 
@@ -43,7 +43,7 @@ class JsonLines:
             self._file.write(event.model_dump_json() + "\n")
         except OSError as error:
             if not self._broken:
-                print(f"dslth: {self._path}: {error.strerror}; reports are lost, learning goes on", file=sys.stderr)  # noqa: T201
+                say(f"dslth: {self._path}: {error.strerror}; reports are lost, learning goes on")
             self._broken = True
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """What happened to whom, when: a picture with a row a peer, and a table."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,15 +46,19 @@ def marks(happenings: Iterable[Mapping[str, Any]], start: float) -> list[Mark]:
 
 
 def _whom(said: Mapping[str, Any]) -> int:
-    whom: int = said["neighbour"] if said["what"] in OF_A_NEIGHBOUR else said["peer"]
+    of_a_neighbour = said["what"] in OF_A_NEIGHBOUR and said["neighbour"] is not None
+    whom: int = said["neighbour"] if of_a_neighbour else said["peer"]
     return whom
 
 
 def picture(peers: Iterable[int], happened: Iterable[Mark], seconds: float) -> str:
     """Draw a row a peer, time from left to right; marks that fall together stand beside each other."""
     rows = {peer: ["·"] * WIDTH for peer in peers}
-    for peer, at, sign in sorted(happened, key=lambda mark: mark.seconds):
-        first = min(WIDTH - 1, max(0, int(at / max(seconds, 1e-9) * WIDTH)))
+    ordered = sorted(happened, key=lambda mark: mark.seconds)
+    columns = [min(WIDTH - 1, max(0, int(mark.seconds / max(seconds, 1e-9) * WIDTH))) for mark in ordered]
+    for peer, first, sign in dict.fromkeys(
+        (m.peer, column, m.sign) for m, column in zip(ordered, columns, strict=True)
+    ):
         row = rows.get(peer, [])
         if row:
             row[next((i for i in range(first, WIDTH) if row[i] in ("·", sign)), WIDTH - 1)] = sign
@@ -68,7 +73,7 @@ def legend(signs: Iterable[str]) -> str:
 
 
 def show(summary: Mapping[str, Any], start: float | None) -> RenderableType | None:
-    """Show a run's happenings; None where there were none."""
+    """Show a run's happenings, the newest 40 of them in words; None where there were none."""
     happenings: Sequence[Mapping[str, Any]] = summary["happenings"]
     if not happenings:
         return None
@@ -89,10 +94,12 @@ def _table(happenings: Sequence[Mapping[str, Any]], start: float) -> Table:
     for column in table.columns[3:]:
         column.justify = "left"
     table.columns[4].no_wrap, table.columns[4].overflow = False, "fold"
-    for said in happenings[:MOST_ROWS]:
+    if earlier := happenings[:-MOST_ROWS]:
+        counts = Counter(said["what"] for said in earlier).most_common()
+        kinds = ", ".join(f"{what} {count}" for what, count in counts)
+        table.add_row("", "", "", "…", f"{len(earlier)} before: {kinds}; --json has all")
+    for said in happenings[-MOST_ROWS:]:
         what = said["what"] if said["neighbour"] is None else f"{said['what']} {said['neighbour']}"
         detail = shortened(said["detail"], 200)
         table.add_row(f"{said['time'] - start:.1f}", str(said["peer"]), str(said["round"]), what, detail)
-    if len(happenings) > MOST_ROWS:
-        table.add_row("", "", "", "…", f"and {len(happenings) - MOST_ROWS} more; --json has all")
     return table

@@ -344,7 +344,9 @@ def is_of(header: Header, mask: BitMask) -> bool:
 def differences(mine: Mapping[str, str], theirs: Mapping[str, str], limit: int = 3) -> str:
     """Say in words in which settings two runs differ."""
     keys = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
-    said = [f"{key} is {mine.get(key, 'not set')} here and {theirs.get(key, 'not set')!s:.60} there" for key in keys]
+    said = [
+        f"{key:.60} is {mine.get(key, 'not set')} here and {theirs.get(key, 'not set')!s:.60} there" for key in keys
+    ]
     more = f" (and {len(keys) - limit} more)" if len(keys) > limit else ""
     return (", ".join(said[:limit]) or "the version of dslth differs") + more
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dslth import launcher, options
 from dslth.bench import faults_cli
@@ -21,8 +20,8 @@ from dslth.options import (
     RoundsOption,
     SeedOption,
     TopologyOption,
-    err,
 )
+from dslth.terminal import Terminal, err, out
 
 __all__ = ["bench_app"]
 
@@ -83,20 +82,19 @@ def comm(
             compared = comm.compare(measured, target)
             show.write(compared, settings.model_dump(mode="json"), target, folder)
     if not measured:
-        err.print("interrupted before the first row was done", highlight=False)
+        err.print("interrupted before the first row was done")
         raise typer.Exit(130)
     if not show.plot(compared, folder):
-        err.print("note: no plots, they need matplotlib: pip install matplotlib", highlight=False)
+        err.print("note: no plots, they need matplotlib: pip install matplotlib")
     if as_json:
         print(json.dumps(show.as_json(compared, settings.model_dump(mode="json"), target)))  # noqa: T201
     else:
-        out = Console()
-        out = out if out.is_terminal else Console(width=100)
+        page = out if out.is_terminal else Terminal(width=100)
         for table in show.tables(compared, target):
-            out.print(table)
-        out.print(f"written into {folder}", highlight=False)
+            page.print(table)
+        out.print(f"written into {folder}", soft_wrap=True)
     if len(measured) < len(selected):
-        err.print("interrupted", highlight=False)
+        err.print("interrupted")
         raise typer.Exit(130)
 
 
@@ -122,8 +120,8 @@ def codec(
     if as_json:
         print(json.dumps(measured.rows(figures)))  # noqa: T201
     else:
-        Console().print(measured.table(figures))
+        out.print(measured.table(figures))
 
 
 def _say(line: str) -> None:
-    err.print(line, highlight=False)
+    err.print(line)

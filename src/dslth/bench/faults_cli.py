@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dslth import options
 from dslth.errors import ConfigError, DslthError
@@ -18,9 +17,9 @@ from dslth.options import (
     RoundsOption,
     SeedOption,
     TopologyOption,
-    err,
 )
 from dslth.runfolder import RunFolder
+from dslth.terminal import err, out
 
 __all__ = ["register"]
 
@@ -79,14 +78,13 @@ def chaos(
     shown.write(folder, record, [undisturbed, disturbed])
     drawn = shown.drawing(outcome, injected)
     if not shown.plot(folder, outcome, drawn):
-        err.print("note: no plot, it needs matplotlib: pip install matplotlib", highlight=False)
+        err.print("note: no plot, it needs matplotlib: pip install matplotlib")
     if as_json:
         print(json.dumps(record))  # noqa: T201
     else:
-        out = Console()
         for part in shown.parts(drawn, [undisturbed, disturbed], float(settings.experiment.deadline)):
             out.print(part)
-        out.print(f"written into {folder}", highlight=False)
+        out.print(f"written into {folder}", soft_wrap=True)
     _judge("chaos", conditions)
 
 
@@ -126,7 +124,7 @@ def resume(
     if as_json:
         print(json.dumps(record))  # noqa: T201
     else:
-        Console().print(f"{same} of {len(trials)} runs ended with the undisturbed run's masks; see {folder}")
+        out.print(f"{same} of {len(trials)} runs ended with the undisturbed run's masks; see {folder}", soft_wrap=True)
     _judge("resume", {"all masks are those of the undisturbed run": same == len(trials)})
 
 
@@ -157,10 +155,10 @@ def soak(
     if as_json:
         print(json.dumps(record))  # noqa: T201
     else:
-        out = Console()
         out.print(measured.table(found))
         out.print(
-            f"{settings.experiment.rounds} rounds in {outcome.summary['seconds']:.0f} s; written into {folder.path}"
+            f"{settings.experiment.rounds} rounds in {outcome.summary['seconds']:.0f} s; written into {folder.path}",
+            soft_wrap=True,
         )
     if outcome.failure:
         raise outcome.failure
@@ -238,4 +236,4 @@ def _judge(what: str, conditions: dict[str, bool]) -> None:
 
 
 def _say(line: str) -> None:
-    err.print(line, highlight=False)
+    err.print(line)

@@ -1,0 +1,56 @@
+"""Text on its way to a terminal: what others wrote never acts on it, and what it cannot show never ends a command."""
+
+import codecs
+import io
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["Terminal", "bear_all", "err", "out", "say", "visible"]
+
+PLAIN = str.maketrans("▁▂▃▄▅▆▇█–→·…✓×", "12345678->.~*x")
+"""What stands for our own signs, one for one, where the terminal's encoding has none of them."""
+
+
+def visible(text: str) -> str:
+    r"""Write out what a terminal obeys or hides, as in ``\x1b``: control characters, line breaks, bidi marks."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(line: str) -> None:
+    """Print one line on stderr."""
+    print(visible(line), file=sys.stderr)  # noqa: T201
+
+
+class Terminal(Console):
+    """A console to which text is text: no markup, no names of emojis, and of what is not visible only line breaks."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a Text of what was given as str, to be printed or in a table; see Console."""
+        return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
+
+
+out = Terminal()
+err = Terminal(stderr=True)
+
+
+def bear_all() -> None:
+    """Let stdout and stderr take every text: what their encoding lacks comes plainer or as an escape."""
+    codecs.register_error("dslth", _plainer)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dslth")
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(PLAIN)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
