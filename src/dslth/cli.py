@@ -114,17 +114,14 @@ def _guarded(command: Callable[..., Any]) -> None:
             say(line)
         sys.exit(2)
     except DslthError as error:
-        if "--debug" in sys.argv:
-            for line in traceback.format_exc().splitlines():
-                say(line)
-        say(f"dslth: {error}")
+        _explain(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # which typer takes for Ctrl-D
             raise error.__cause__ from None
         sys.exit(130)
     except MemoryError:
-        print("dslth: there is not enough memory; see ulimit -v, and what else runs here", file=sys.stderr)  # noqa: T201
+        say("dslth: there is not enough memory; see ulimit -v, and what else runs here")
         sys.exit(DslthError.exit_code)
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO):
@@ -132,6 +129,13 @@ def _guarded(command: Callable[..., Any]) -> None:
         say(f"dslth: cannot print the result: {error.strerror}")
         sys.stderr.flush()
         os._exit(OutputError.exit_code)  # what is left to print has nowhere to go
+
+
+def _explain(error: DslthError) -> None:
+    if "--debug" in sys.argv:
+        for line in traceback.format_exc().splitlines():
+            say(line)
+    say(f"dslth: {error}")
 
 
 _UsageError: Any = (
@@ -309,7 +313,7 @@ def _show(folder: RunFolder, summary: dict[str, Any]) -> None:
     out.print(report.peer_table(folder, summary))
     out.print(report.totals(summary))
     if said := report.unlike(summary):
-        out.print(f"note: {said}", highlight=False, soft_wrap=True)
+        out.print(f"note: {said}", soft_wrap=True)
     if (happened := timeline.show(summary, folder.launched())) is not None:
         out.print(happened)
 

@@ -18,8 +18,8 @@ __all__ = ["Inbox", "Reporter"]
 
 LARGEST = 1 << 20
 """Bytes of a report at most: libzmq cuts off whoever sends more."""
-WAITING = 16
-"""Reports of one peer that wait to be read at most; the others wait with the peer."""
+HELD = 4
+"""Largest reports that a connection may have waiting here; those that a peer kept come all at once."""
 KEPT = 1_000
 """Reports that a peer keeps while nobody takes them."""
 LINGER_MS = 1_000
@@ -69,7 +69,7 @@ class Inbox:
         self._guard: guard.Guard | None = None
         self._pull = self._context.socket(zmq.PULL)
         self._pull.setsockopt(zmq.LINGER, 0)
-        self._pull.setsockopt(zmq.RCVHWM, WAITING)
+        self._pull.setsockopt(zmq.RCVHWM, 0)  # the guard bounds what waits: see transport/zeromq.py
         self._pull.setsockopt(zmq.MAXMSGSIZE, LARGEST)
         if keys:
             self._pull.setsockopt(zmq.CURVE_SERVER, 1)
@@ -90,28 +90,29 @@ class Inbox:
             raise AddressError(f"cannot listen on {address}: {reason}; choose another --listen") from None
         self.address = self._pull.getsockopt_string(zmq.LAST_ENDPOINT)
         port = int(self.address.rpartition(":")[2])
-        self._guard = guard.Guard(monitor, port, (WAITING + 4) * LARGEST, keys=keys is not None)
-        self._guard.neighbours = peers
+        self._guard = guard.Guard(monitor, port, HELD * LARGEST, keys=keys is not None, neighbours=peers)
 
     def receive(self, timeout: float) -> Event | None:
         """Wait up to ``timeout`` seconds for a report; None without one, or where what came is dropped."""
         if not self._pull.poll(int(1000 * timeout)):
             return None
-        frames = self._pull.recv_multipart(copy=False)
-        fd = -1
+        frame, alone, fd = self._pull.recv(copy=False), True, -1
+        while self._pull.getsockopt(zmq.RCVMORE):
+            self._pull.recv()
+            alone = False
         with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such word
-            fd = int(frames[0].get(zmq.SRCFD))
+            fd = int(frame.get(zmq.SRCFD))
         if self._guard:
             self._guard.delivered(fd)
-        event = parse(frames[0].bytes) if len(frames) == 1 else None
+        event = parse(frame.bytes) if alone else None
         if event is None or not 0 <= event.peer < self._peers:
             self._refused["no-report"] += 1
             return None
-        if self._keys and frames[0].get("User-Id") != str(event.peer):
+        if self._keys and frame.get("User-Id") != str(event.peer):
             self._refused["impostor"] += 1
             return None
         if self._guard:
-            self._guard.identified(fd)
+            self._guard.identified(fd, event.peer)
         return event
 
     def refused(self) -> dict[str, int]:

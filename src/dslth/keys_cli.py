@@ -56,7 +56,7 @@ def make(
     peers = range(graph.peers) if peer is None else [peer]
     if lost := keys.restore(folder, peers):
         who = ", ".join(map(str, lost))
-        err.print(f"wrote the lost public keys again in {folder}, of peers {who}", highlight=False, soft_wrap=True)
+        err.print(f"wrote the lost public keys again in {folder}, of peers {who}", soft_wrap=True)
         return
     keys.make(folder, peers)
     pairs = "a key pair" if len(peers) == 1 else f"{len(peers)} key pairs"
@@ -104,6 +104,5 @@ def _warn(network: NetworkConfig, addresses: Sequence[str]) -> None:
     if network.security == "none" and not all(map(keys.is_loopback, addresses)):
         err.print(
             "warning: no keys: masks travel in clear, and anybody who can connect can speak as a peer",
-            highlight=False,
             soft_wrap=True,
         )

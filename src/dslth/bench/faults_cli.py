@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from dslth import options
 from dslth.errors import ConfigError, DslthError
@@ -200,25 +201,30 @@ def fuzz(
         raise ConfigError(f"--attack {unknown[0]}: there is no such attack; there are: {', '.join(ATTACKS)}")
     options.look_at_data(settings, graph)
     folder = options.new_folder(out_dir, f"bench-fuzz-{Path(topology_file).stem}")
-    out, conditions = Console(quiet=as_json), dict[str, bool]()
+    conditions: dict[str, bool] = {}
     record: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "sieges": {}}
     if messages:
         found = measured.fuzz(settings, graph, folder, messages, connections)
         record["garbage"], conditions = found.record(), found.conditions()
-        out.print(str(found), highlight=False)
+        _unless(as_json, str(found))
     kinds = [kind.value for kind in security or Security] if seconds else []
     for kind in kinds:
         with options.orderly():
             siege = sieges.siege(settings, folder, kind, seconds / len(kinds), names, _say)
         record["sieges"][kind] = siege.record()
         conditions |= {f"{what} (security {kind})": holds for what, holds in siege.conditions().items()}
-        out.print(sieges.table(siege))
+        _unless(as_json, sieges.table(siege))
         for who, how in siege.ended.items():
             _say(f"{who} {how}")
     (folder.path / "fuzz.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(record))  # noqa: T201
     _judge("fuzz", conditions)
+
+
+def _unless(as_json: bool, what: RenderableType) -> None:
+    if not as_json:
+        out.print(what)
 
 
 def _go_on(outcome: Any) -> None:

@@ -409,7 +409,7 @@ class _Siege:
             descriptors=descriptors,
             missed=(missed[0], missed[1]),
             expected=expected,
-            unsaved=sum(isinstance(e, Noticed) and e.what == "unsaved" for e in self._attacked.folder.noticed()),
+            unsaved=sum(isinstance(e, Noticed) and e.what == "unsaved" for said in events[0].values() for e in said),
             refused={victim: played[0][victim][-1].refused for victim in VICTIMS},
             heard=dict(self._attacked.canary.heard),
         )
