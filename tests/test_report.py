@@ -126,7 +126,7 @@ def said(draw, peer):
     return json.dumps(fields).encode()
 
 
-@settings(max_examples=300, database=None)
+@settings(max_examples=150, database=None)
 @given(st.data())
 def test_whatever_peers_report_their_folder_is_shown_and_the_terminal_unharmed(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "any"
@@ -253,6 +253,26 @@ def test_a_collector_takes_what_is_a_report_and_its_folder_stays_good(commands, 
     again = commands.run("dslth", "inspect", "all")
     assert again.returncode == 0, again.stderr
     assert harmless(again.stdout)
+
+
+def test_a_collector_keeps_no_more_reports_of_a_peer_than_a_run_can_need(commands, topology_file, tmp_path):
+    port = free_ports(1)
+    line = ["collect", topology_file(graph={"kind": "line", "peers": 2}), "--listen", f"tcp://127.0.0.1:{port}"]
+    collector = commands.start("dslth", *line, "--out", "all", "--json")
+    context = zmq.Context()
+    push = context.socket(zmq.PUSH)
+    push.connect(f"tcp://127.0.0.1:{port}")
+    flood = noticed(0).model_dump_json().encode()
+    for text in [*lines_of(a_run(0, rounds=3)), *3000 * [flood], *lines_of(a_run(1, rounds=3))]:
+        push.send(text)
+    stdout, stderr = collector.communicate(timeout=60)
+    push.close()
+    context.term()
+    assert collector.returncode == 0, stderr
+    assert len((tmp_path / "all/peers/peer-0.jsonl").read_text().splitlines()) == 1000 + 3 * 10 * 2
+    assert len((tmp_path / "all/peers/peer-1.jsonl").read_text().splitlines()) == 5
+    assert next(line for line in stderr.splitlines() if "not kept" in line).startswith("dslth: peer 0 sends more")
+    assert [peer["rounds_completed"] for peer in json.loads(stdout)["peers"]] == [3, 3]
 
 
 # --- the launcher's port --------------------------------------------------------------------------------------------

@@ -309,7 +309,8 @@ def _live(table: report.LiveTable, quiet: bool) -> Iterator[Callable[[Event], No
 
 def _show(folder: RunFolder, summary: dict[str, Any]) -> None:
     if ignored := summary["lines_ignored"]:
-        err.print(f"note: {ignored} lines under {folder.path / 'peers'} are no reports of their peer; left out")
+        place = folder.path / "peers"
+        err.print(f"note: {ignored} lines under {place} are no reports of their peer; left out", soft_wrap=True)
     out.print(report.peer_table(folder, summary))
     out.print(report.totals(summary))
     if said := report.unlike(summary):
@@ -359,7 +360,7 @@ def collect(
             _sum_up(folder, as_json=as_json)
     if refused := inbox.refused():
         counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
-        err.print(f"note: reports refused: {counts}")
+        err.print(f"note: reports refused: {counts}", soft_wrap=True)
     if stop.is_set():
         raise typer.Exit(130)
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -11,11 +12,15 @@ from dslth.events import Event, Finished, RoundReport
 from dslth.inbox import Inbox
 from dslth.runfolder import RunFolder
 from dslth.sinks import JsonLines
+from dslth.terminal import say
 from dslth.topology import Topology
 
 __all__ = ["Collector"]
 
 TICK = 0.2
+SPARE = 1_000
+PER_ROUND = 10
+"""Reports that are kept of a peer at most: so many, and so many for each of its rounds, neighbours counted."""
 
 
 class Collector:
@@ -27,6 +32,10 @@ class Collector:
     def __init__(self, run: RunConfig, topology: Topology, folder: RunFolder) -> None:
         self._peers, self._rounds, self._folder = topology.peers, run.experiment.rounds, folder
         self._finished: set[int] = set()
+        self._most = [
+            SPARE + PER_ROUND * self._rounds * (1 + len(topology.neighbours(peer))) for peer in range(self._peers)
+        ]
+        self._kept: Counter[int] = Counter()
         self._outputs: dict[int, JsonLines] = {}
         if (folder.path / "summary.json").exists():
             for old in [*folder.path.glob("peers/peer-*.jsonl"), folder.path / "summary.json"]:
@@ -42,6 +51,7 @@ class Collector:
         with suppress(MissingFileError):
             for events in self._folder.events().values():
                 for event in events:
+                    self._kept[event.peer] += 1
                     self._follow(event)
                     watch(event)
         heard = time.monotonic()
@@ -57,6 +67,12 @@ class Collector:
                 raise PeerFailedError(f"no report for {patience:g} s, and these peers have not finished: {names}")
 
     def _keep(self, event: Event) -> None:
+        self._kept[event.peer] += 1
+        over = self._kept[event.peer] - self._most[event.peer]
+        if over == 1:
+            say(f"dslth: peer {event.peer} sends more reports than its rounds can need; the rest is not kept")
+        if over > 0:
+            return
         if event.peer not in self._outputs:
             self._outputs[event.peer] = JsonLines(self._folder.reports(event.peer), append=True)
         self._outputs[event.peer].emit(event)
