@@ -33,7 +33,7 @@ class Scene:
         self.sizes = self.mask.sizes
         self.settings = identity(self.run, self.topology.digest) | {"layout": "+".join(map(str, self.sizes))}
         self.me = wire.Hello(wire.run_digest(self.settings), self.sizes, self.mask.ones)
-        self.transport = ZeroMqTransport(wire.max_payload(self.sizes))
+        self.transport = ZeroMqTransport(wire.max_message(self.sizes))
         address = self.transport.listen("tcp://127.0.0.1:*")
         self.context = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
@@ -59,7 +59,7 @@ class Scene:
         return dealer
 
     def say(self, frames):
-        self.dealer.send_multipart(frames)
+        self.dealer.send(b"".join(frames))
 
     def say_mask(self, round_, mask=None, sender=1, digest=None):
         self.say(mask_message(digest or self.me.digest, sender, round_, mask or self.mask))
@@ -67,7 +67,8 @@ class Scene:
     def hear(self, kind, seconds=20):
         deadline = time.monotonic() + seconds
         while self.router.poll(max(0, int(1000 * (deadline - time.monotonic())))):
-            route, *frames = self.router.recv_multipart()
+            route, message = self.router.recv_multipart()
+            frames = wire.split(message)
             header = wire.read_header(frames, self.sizes)
             if header.kind == kind:
                 return route, header, frames[1]
@@ -76,7 +77,7 @@ class Scene:
     def join(self):
         self.say(wire.hello(Kind.HELLO, self.me, 1, 0))
         route, _, _ = self.hear(Kind.HELLO)
-        self.router.send_multipart([route, *wire.hello(Kind.WELCOME, self.me, 1, 0)])
+        self.router.send_multipart([route, b"".join(wire.hello(Kind.WELCOME, self.me, 1, 0))])
 
     def miss_a_deadline(self):
         """Stay silent until the peer has given up waiting in round 0; the round that it is in."""

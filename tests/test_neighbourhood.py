@@ -105,7 +105,7 @@ def test_a_neighbour_that_moves_back_to_where_the_topology_says_is_found_again(s
         s.say(hello_from(s, there))
         assert elsewhere.poll(20_000)  # a hello there
         s.say_mask(0)
-        while wire.read_header(elsewhere.recv_multipart()[1:], s.sizes).kind != Kind.MASK:
+        while wire.read_header(wire.split(elsewhere.recv_multipart()[1]), s.sizes).kind != Kind.MASK:
             assert elsewhere.poll(20_000)
     finally:
         elsewhere.close(0)
@@ -204,19 +204,19 @@ class Spokes:
         for router, peer in self.peers.items():
             dealer = self.dealers[peer] = self.context.socket(zmq.DEALER)
             dealer.connect(hub)
-            dealer.send_multipart(wire.hello(Kind.HELLO, self.me, peer, 0))
+            dealer.send(b"".join(wire.hello(Kind.HELLO, self.me, peer, 0)))
             self.poller.register(router, zmq.POLLIN)
 
     def answer(self):
         for router, _ in self.poller.poll(200):
-            peer, (route, *frames) = self.peers[router], router.recv_multipart()
-            header = wire.read_header(frames, self.me.sizes)
+            peer, (route, message) = self.peers[router], router.recv_multipart()
+            header = wire.read_header(wire.split(message), self.me.sizes)
             if header.kind == Kind.HELLO:
-                router.send_multipart([route, *wire.hello(Kind.WELCOME, self.me, peer, 0)])
+                router.send_multipart([route, b"".join(wire.hello(Kind.WELCOME, self.me, peer, 0))])
             elif header.kind == Kind.MASK:
-                self.dealers[peer].send_multipart(mask_message(self.me.digest, peer, header.round, self.mask))
+                self.dealers[peer].send(b"".join(mask_message(self.me.digest, peer, header.round, self.mask)))
                 if header.round + 1 == self.rounds:
-                    self.dealers[peer].send_multipart(wire.bye(self.me.digest, peer, self.rounds))
+                    self.dealers[peer].send(b"".join(wire.bye(self.me.digest, peer, self.rounds)))
 
     def close(self):
         self.context.destroy(linger=0)
@@ -228,7 +228,7 @@ def test_the_hub_of_a_star_has_a_thousand_neighbours_at_two_files_each(topology_
     learner = Learner(0, 10, run.experiment, run.device(0))  # who has which samples is no matter here
     settings = identity(run, graph.digest) | {"layout": "+".join(map(str, learner.sizes))}
     spokes = Spokes(settings, learner.sizes, Learner(1, 10, run.experiment, run.device(1)).mask(), 2)
-    hub = ZeroMqTransport(wire.max_payload(learner.sizes), neighbours=SPOKES)
+    hub = ZeroMqTransport(wire.max_message(learner.sizes), neighbours=SPOKES)
     try:
         address = hub.listen("tcp://127.0.0.1:*")
         place = Place(0, run, graph, [address, *spokes.addresses], join_timeout=200)

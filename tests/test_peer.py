@@ -72,7 +72,8 @@ def flipped(mask):
         ("wrong-run", lambda s: mask_message(bytes(16), 1, 0, s.mask)),
         ("wrong-density", lambda s: mask_message(s.me.digest, 1, 0, flipped(s.mask))),
         ("malformed", lambda s: (b"\xc1", b"")),
-        ("oversized", lambda s: (bytes(65), b"")),
+        ("oversized", lambda s: (mask_message(s.me.digest, 1, 0, s.mask)[0], bytes(wire.max_payload(s.sizes) + 1))),
+        ("malformed", lambda s: (b"\xc4\x80" + bytes(128), b"")),
     ],
 )
 def test_each_refusal_is_counted_under_its_name_and_changes_nothing(scene, reason, make):
@@ -203,9 +204,9 @@ def test_a_hello_of_another_run_is_answered_with_the_settings(scene):
     s = scene(rounds=1)
     s.say(wire.hello(Kind.HELLO, wire.Hello(bytes(16), s.sizes, s.mask.ones), 1, 0))
     assert s.dealer.poll(20_000)
-    header_frame, payload = s.dealer.recv_multipart()
-    assert wire.read_header([header_frame, payload], s.sizes).kind == Kind.REFUSED
-    assert wire.read_refusal(payload)["seed"] == "7"
+    frames = wire.split(s.dealer.recv())
+    assert wire.read_header(frames, s.sizes).kind == Kind.REFUSED
+    assert wire.read_refusal(frames[1])["seed"] == "7"
 
 
 def test_only_the_neighbours_own_address_can_tell_a_peer_that_it_is_wrong(scene):
@@ -219,7 +220,7 @@ def test_only_the_neighbours_own_address_can_tell_a_peer_that_it_is_wrong(scene)
 def test_a_refused_peer_ends_with_what_differs(scene):
     s = scene(rounds=1)
     route, _, _ = s.hear(Kind.HELLO)
-    s.router.send_multipart([route, *wire.refusal(s.me.digest, 1, 0, s.settings | {"seed": "8"})])
+    s.router.send_multipart([route, b"".join(wire.refusal(s.me.digest, 1, 0, s.settings | {"seed": "8"}))])
     s.thread.join(30)
     assert isinstance(s.error, WrongRunError)
     assert "seed is 7 here and 8 there" in str(s.error)
@@ -241,11 +242,11 @@ def test_link_bytes_agree_with_the_kernel_of_the_other_end():
         while not a.connected():
             a.receive(0.05)
         for _ in range(10):
-            assert a.send(1, [b"header", bytes(10_000)])
+            assert a.send(1, bytes(10_000))
             delivery = b.receive(10)
             assert delivery is not None
             b.identify(delivery.route, 0)
-            assert b.answer(delivery.route, [b"thanks", b""])
+            assert b.answer(delivery.route, b"thanks")
             answers = (a.receive(10) for _ in range(5))  # a connection that comes up ends a wait early
             assert next(answer for answer in answers if answer).answer_of == 1
         sent, received = a.link_bytes()[1], b.link_bytes()[0]

@@ -281,12 +281,12 @@ def test_whoever_has_not_the_right_keys_is_refused_and_counted(transports, pairs
             stranger = clients(address, pairs(3).public, pairs(3).secret, server)
         case "bad-handshake":  # takes this peer for another one
             stranger = clients(address, pairs(1).public, pairs(1).secret, pairs(2).public)
-    stranger.send_multipart([b"header", b"payload"])
+    stranger.send(b"header")
     wait_for(t.refused)
     assert t.refused() == {reason: 1}
     assert t.receive(0) is None
     friend = clients(address, pairs(1).public, pairs(1).secret, server)
-    friend.send_multipart([b"header", b"payload"])
+    friend.send(b"header")
     assert next_from(t).speaker == 1
     assert t.refused() == {reason: 1}
 
@@ -294,7 +294,7 @@ def test_whoever_has_not_the_right_keys_is_refused_and_counted(transports, pairs
 def test_without_keys_the_same_client_is_let_in_and_is_nobody(transports, clients):
     t, address = transports()
     assert not t.authenticated
-    clients(address).send_multipart([b"header", b"payload"])
+    clients(address).send(b"header")
     assert next_from(t).speaker is None
 
 
@@ -302,10 +302,10 @@ def test_the_key_says_who_speaks_not_the_message(transports, pairs, clients):
     t, address = transports(pairs(0, 1, 2))
     assert t.authenticated
     one = clients(address, pairs(1).public, pairs(1).secret, pairs(0).public)
-    one.send_multipart([b"I am peer 2", b""])
+    one.send(b"I am peer 2")
     assert next_from(t).speaker == 1
     two = clients(address, pairs(2).public, pairs(2).secret, pairs(0).public)
-    two.send_multipart([b"I am peer 2", b""])
+    two.send(b"I am peer 2")
     assert next_from(t).speaker == 2
 
 
@@ -313,16 +313,16 @@ def test_an_answer_is_spoken_by_whom_the_key_of_the_address_names(transports, pa
     a, _ = transports(pairs(0, 1))
     b, address = transports(pairs(1, 0))
     reach(a, 1, address)
-    assert a.send(1, [b"question", b""])
+    assert a.send(1, b"question")
     question = next_from(b)
     assert question.speaker == 0
-    assert b.answer(question.route, [b"answer", b""])
+    assert b.answer(question.route, b"answer")
     answer = next_from(a)
-    assert (answer.speaker, answer.answer_of, answer.frames) == (1, 1, [b"answer", b""])
+    assert (answer.speaker, answer.answer_of, answer.message) == (1, 1, b"answer")
     c, elsewhere = transports(pairs(2, 0))  # another peer at a neighbour's address is not believed
     a.connect(1, elsewhere)
     wait_for(c.refused)
-    assert not a.send(1, [b"question", b""])
+    assert not a.send(1, b"question")
     assert a.connected() == frozenset()
     assert c.receive(0) is None
 
@@ -335,7 +335,7 @@ def test_a_peer_refuses_a_message_in_the_name_of_another_than_the_keys_owner(
     for owner, refused in ((1, "impostor 1"), (2, "no-hello 1")):
         mine = keys.load(tmp_path / "k", owner, [0])
         client = clients(f"tcp://127.0.0.1:{base}", mine.public, mine.secret, mine.neighbours[0], patient=True)
-        client.send_multipart(wire.bye(bytes(16), 2, 0))
+        client.send(b"".join(wire.bye(bytes(16), 2, 0)))
         file = topology_file(network={"base_port": base})
         arguments = ("--id", 0, "-t", file, "--keys", "k", "--join-timeout", 5)
         done = commands.run("dslth-peer", *arguments)
@@ -432,11 +432,11 @@ def test_a_neighbour_with_all_that_may_wait_for_a_busy_peer_is_not_cut_off(trans
     a, _ = transports()
     b, address = transports()
     reach(a, 1, address)
-    assert a.send(1, [b"hello", b""])
+    assert a.send(1, b"hello")
     b.identify(next_from(b).route, 1)
     waiting = guard.PATIENCE * zeromq.HELD - 4
     for _ in range(waiting):
-        wait_for(lambda: a.send(1, [bytes(64), bytes(LARGEST)]))
+        wait_for(lambda: a.send(1, bytes(LARGEST)))
     (accepted,) = b._guard._open.values()
     wait_for(lambda: accepted.connection.taken > waiting * LARGEST)
     with stranger(address) as raw:
@@ -444,7 +444,7 @@ def test_a_neighbour_with_all_that_may_wait_for_a_busy_peer_is_not_cut_off(trans
     wait_for(b.refused)  # so it was looked at
     assert b.refused() == {"flood": 1}
     for _ in range(waiting):
-        assert [len(frame) for frame in next_from(b).frames] == [64, LARGEST]
+        assert len(next_from(b).message) == LARGEST
     assert a.connected() == {1}
 
 
@@ -477,7 +477,7 @@ def test_a_thousand_connections_leave_room_for_a_neighbour(transports):
     with contextlib.ExitStack() as crowd:
         first = crowd.enter_context(stranger(address))
         reach(a, 1, address)
-        assert a.send(1, [b"hello", b""])
+        assert a.send(1, b"hello")
         t.identify(next_from(t).route, 1)
         for _ in range(300):
             crowd.enter_context(stranger(address))
@@ -487,8 +487,8 @@ def test_a_thousand_connections_leave_room_for_a_neighbour(transports):
         with contextlib.suppress(ConnectionError):
             while first.recv(4096):  # its greeting, then the end: the oldest goes
                 pass
-        assert a.send(1, [b"still here", b""])
-        assert next_from(t).frames == [b"still here", b""]
+        assert a.send(1, b"still here")
+        assert next_from(t).message == b"still here"
 
 
 BUSY_PEER = """
@@ -572,7 +572,7 @@ def test_of_a_message_of_many_empty_frames_only_the_first_are_kept(transports):
         (accepted,) = wait_for(lambda: list(t._guard._open.values()))
         wait_for(lambda: accepted.connection.taken >= 2 * many)
         before = process.memory_info().rss
-        assert len(next_from(t).frames) == zeromq.FRAMES
+        assert next_from(t).message is None
         assert process.memory_info().rss - before < 64 << 20
 
 

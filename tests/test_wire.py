@@ -1,4 +1,5 @@
 import contextlib
+import tracemalloc
 
 import msgpack
 import numpy as np
@@ -78,10 +79,42 @@ def test_differences_name_the_setting_and_both_values():
     assert "version" in wire.differences({"seed": "1"}, {"seed": "1"})
 
 
+def whole(message, sizes=SIZES):
+    return wire.read_header(wire.split(message), sizes)
+
+
 @settings(max_examples=500)
-@given(st.lists(st.binary(max_size=80), max_size=4))
-def test_arbitrary_frames_are_refused_by_name(frames):
-    assert isinstance(refusal_of(wire.read_header, frames, SIZES), Refusal)
+@given(st.none() | st.binary(max_size=200))
+def test_arbitrary_messages_are_refused_by_name(message):
+    assert isinstance(refusal_of(whole, message), Refusal)
+
+
+@given(st.binary(max_size=400))
+def test_a_message_is_split_where_its_header_ends(payload):
+    header, content = mask_message(DIGEST, 1, 2, MASK)
+    assert wire.split(header + content) == (header, content)
+    assert wire.split(header + payload) == (header, payload)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xc1",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\x91" * 64,
+        b"\xc4\x80" + bytes(128),
+    ],
+)
+def test_a_header_that_does_not_end_is_refused_and_takes_no_memory(message):
+    tracemalloc.start()
+    try:
+        assert refusal_of(wire.split, message) is Refusal.MALFORMED
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=500)
@@ -106,19 +139,17 @@ def test_arbitrary_payloads_never_raise_anything_else(payload):
 @settings(max_examples=300)
 @given(st.data())
 def test_any_flipped_bit_is_refused(data):
-    frames = [bytearray(frame) for frame in mask_message(DIGEST, 1, 2, MASK)]
-    frame = data.draw(st.sampled_from(frames))
-    at = data.draw(st.integers(0, 8 * len(frame) - 1))
-    frame[at // 8] ^= 1 << at % 8
-    assert refusal_of(read, [bytes(frame) for frame in frames]) in Refusal
+    message = bytearray(b"".join(mask_message(DIGEST, 1, 2, MASK)))
+    at = data.draw(st.integers(0, 8 * len(message) - 1))
+    message[at // 8] ^= 1 << at % 8
+    assert refusal_of(lambda damaged: read(wire.split(damaged)), bytes(message)) in Refusal
 
 
 @given(st.data())
 def test_truncated_messages_are_refused(data):
-    frames = list(mask_message(DIGEST, 1, 2, MASK))
-    which = data.draw(st.integers(0, 1))
-    frames[which] = frames[which][: data.draw(st.integers(0, len(frames[which]) - 1))]
-    assert refusal_of(read, frames) in Refusal
+    message = b"".join(mask_message(DIGEST, 1, 2, MASK))
+    shorter = message[: data.draw(st.integers(0, len(message) - 1))]
+    assert refusal_of(lambda damaged: read(wire.split(damaged)), shorter) in Refusal
 
 
 def header(**changes):
@@ -129,8 +160,7 @@ def header(**changes):
 @pytest.mark.parametrize(
     ("frames", "reason"),
     [
-        ([], Refusal.MALFORMED),
-        ([b"", b"", b""], Refusal.MALFORMED),
+        ([b"", b""], Refusal.MALFORMED),
         ([bytes(65), b""], Refusal.OVERSIZED),
         ([header(), bytes(wire.MAX_CONTROL + 1)], Refusal.OVERSIZED),
         ([msgpack.packb([1, 2, 3]), b""], Refusal.MALFORMED),

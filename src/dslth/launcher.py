@@ -148,7 +148,7 @@ def run_one(
     from dslth.transport.zeromq import ZeroMqTransport
 
     learner = (make_learner or Learner)(peer, topology.peers, run.experiment, run.device(peer))
-    largest = wire.max_payload(learner.sizes)
+    largest = wire.max_message(learner.sizes)
     if memory is None:
         mine = keys.choose(peer, run.network, topology.neighbours(peer), listen, folder.path / "keys")
         transport: Transport = ZeroMqTransport(largest, mine, neighbours=len(topology.neighbours(peer)))

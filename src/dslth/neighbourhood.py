@@ -365,7 +365,7 @@ class Neighbourhood:
     # --- messages ---------------------------------------------------------------------------------------------------
 
     def _send(self, neighbour: int, frames: wire.Frames, *, mask: bool = False) -> None:
-        if self._transport.send(neighbour, frames):
+        if self._transport.send(neighbour, b"".join(frames)):
             self._ledger.sent(neighbour, frames, mask=mask)
             self._spoken.add(neighbour)
 
@@ -423,19 +423,20 @@ class Neighbourhood:
             return
         try:
             with self._ledger.phase("decode"):
-                header = wire.read_header(delivery.frames, self.me.sizes)
+                frames = wire.split(delivery.message)
+                header = wire.read_header(frames, self.me.sizes)
                 if header.sender not in self.place.neighbours:
                     raise Refused(Refusal.STRANGER)
                 if self._transport.authenticated and delivery.speaker != header.sender:
                     raise Refused(Refusal.IMPOSTOR)
-                self._accept(header, delivery)
+                self._accept(header, frames[1], delivery)
         except Refused as refused:
             self._ledger.refuse(refused.reason)
         else:
-            self._ledger.received(header.sender, delivery.frames, mask=header.kind == Kind.MASK)
+            self._ledger.received(header.sender, frames, mask=header.kind == Kind.MASK)
 
-    def _accept(self, header: wire.Header, delivery: Delivery) -> None:
-        sender, payload = header.sender, delivery.frames[1]
+    def _accept(self, header: wire.Header, payload: bytes, delivery: Delivery) -> None:
+        sender = header.sender
         from_its_address = delivery.answer_of == sender
         match header.kind:
             case Kind.HELLO if delivery.answer_of is None:
@@ -475,7 +476,7 @@ class Neighbourhood:
         except Refused as refused:
             if refused.reason is Refusal.WRONG_RUN:
                 settings = wire.refusal(self.me.digest, self.place.peer, self.round, self._identity)
-                self._transport.answer(delivery.route, settings)
+                self._transport.answer(delivery.route, b"".join(settings))
                 self._told.add(sender)
             raise
         again = self._routes.get(sender) == delivery.route
@@ -488,7 +489,7 @@ class Neighbourhood:
             self._await(sender, self.round if self.patient else self.round + bool(self.round))
         self._outgoing.holds(sender, header.acknowledged)
         welcome = wire.hello(Kind.WELCOME, self.me, self.place.peer, self.round, self._holds(sender))
-        if self._transport.answer(delivery.route, welcome):
+        if self._transport.answer(delivery.route, b"".join(welcome)):
             self._ledger.sent(sender, welcome)
         newest = self._outgoing.newest
         if newest is not None and (header.acknowledged is None or header.acknowledged < newest):

@@ -1,6 +1,6 @@
 """What peers send each other, and every check on what comes in.
 
-A message is two frames, a header and a payload. The header is a msgpack array in this fixed order:
+A message is a header and a payload, one after the other. The header is a msgpack array in this fixed order:
 
 =========  ========================================================================================================
 version    of this format
@@ -59,6 +59,7 @@ __all__ = [
     "is_of",
     "lost",
     "mask_header",
+    "max_message",
     "max_payload",
     "read_header",
     "read_hello",
@@ -67,6 +68,7 @@ __all__ = [
     "refusal",
     "run_digest",
     "short_depth",
+    "split",
     "tag",
     "word",
 ]
@@ -81,6 +83,7 @@ MAX_ADDRESS = 255
 _MAX_FIELD = 2**32 - 1
 
 Frames = tuple[bytes, bytes]
+"""A message's header and payload; ``b"".join`` makes it whole, ``split`` takes it apart."""
 
 
 class Kind(IntEnum):
@@ -125,7 +128,7 @@ class Refused(Exception):  # noqa: N818  (it is a verdict on a message, not an e
 
 
 class Header(NamedTuple):
-    """The first frame, field for field."""
+    """A message's header, field for field."""
 
     version: int
     kind: int
@@ -173,6 +176,11 @@ def run_digest(identity: Mapping[str, str]) -> bytes:
 def max_payload(sizes: Sequence[int]) -> int:
     """Give the most bytes that a payload may have in a run with masks of these sizes."""
     return max(packed_size(sizes) + 1, MAX_CONTROL)
+
+
+def max_message(sizes: Sequence[int]) -> int:
+    """Return the most bytes that a message may have in a run with masks of these sizes."""
+    return MAX_HEADER + max_payload(sizes)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -261,10 +269,22 @@ def _check(fields: Sequence[int], content: bytes) -> int:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_header(frames: Sequence[bytes], sizes: Sequence[int]) -> Header:
-    """Read the header of a message in a run with masks of these sizes; the payload's length is checked as well."""
-    if len(frames) != 2:
+def split(message: bytes | None) -> Frames:
+    """Take a message apart; it is None where it came in more than one frame."""
+    if message is None:
         _refuse(Refusal.MALFORMED)
+    unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEADER)
+    unpacker.feed(message[:MAX_HEADER])
+    try:
+        unpacker.skip()
+    except (ValueError, msgpack.UnpackException):
+        _refuse(Refusal.MALFORMED)
+    end = unpacker.tell()
+    return message[:end], message[end:]
+
+
+def read_header(frames: Frames, sizes: Sequence[int]) -> Header:
+    """Read the header of a message in a run with masks of these sizes; the payload's length is checked as well."""
     if len(frames[0]) > MAX_HEADER or len(frames[1]) > max_payload(sizes):
         _refuse(Refusal.OVERSIZED)
     fields = _unpack(frames[0])

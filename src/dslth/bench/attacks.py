@@ -145,7 +145,7 @@ class Foe:
         def say(*messages: Any) -> None:
             with suppress(zmq.Again):
                 for frames in messages:
-                    dealer.send_multipart(frames, zmq.NOBLOCK)
+                    dealer.send_multipart(frames if type(frames) is list else [b"".join(frames)], zmq.NOBLOCK)
                     self.did["messages"] += 1
                 while not options and dealer.poll(0):
                     dealer.recv_multipart()
@@ -248,11 +248,11 @@ class Seat:
             if foe.victim not in self._dealers:
                 dealer = self._dealers[foe.victim] = self.socket(zmq.DEALER, foe.victim)
                 dealer.connect(f"tcp://{HOST}:{foe.port}")
-                dealer.send_multipart(foe.hello())
+                dealer.send(b"".join(foe.hello()))
         while self._router.poll(0):
-            route, *frames = self._router.recv_multipart()
+            route, message = self._router.recv_multipart()
             with suppress(wire.Refused):
-                header = wire.read_header(frames, self.me.sizes)
+                header = wire.read_header(wire.split(message), self.me.sizes)
                 foe = self.foes[header.sender]
                 foe.round, self.routes[header.sender] = header.round, route
                 if joining and header.kind == Kind.HELLO:
@@ -265,7 +265,7 @@ class Seat:
         """Say something on the connection that a victim has made to this seat."""
         with suppress(zmq.ZMQError):
             for frames in messages if foe.victim in self.routes else ():
-                self._router.send_multipart([self.routes[foe.victim], *frames], zmq.NOBLOCK)
+                self._router.send_multipart([self.routes[foe.victim], b"".join(frames)], zmq.NOBLOCK)
                 foe.did["messages"] += 1
 
     def close(self) -> None:

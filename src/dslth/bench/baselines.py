@@ -1,6 +1,6 @@
 """The peers of the methods that MCE-PL is compared with: synchronous rounds over the same transport.
 
-A message is two frames, a msgpack array [round, sender] and the method's payload; in round -1 it is a hello,
+A message is a msgpack array [round, sender] and the method's payload; in round -1 it is a hello,
 after the last round a bye, both empty. Nothing is unpickled, lengths are checked, and what is not taken in is counted.
 
 What misses its round's deadline is not mixed in, but a method whose messages build on each other learns of it when it
@@ -192,11 +192,10 @@ class Loop:
 
     def _exchange(self, round_: int, payload: bytes, seconds: float) -> dict[int, Any]:
         """Say something to all neighbours, and give what each said in this round; who misses it is not waited for."""
-        header = msgpack.packb([round_, self.peer])
-        for neighbour, edge in self._edges.items():
-            if self.transport.send(neighbour, (header, payload)):
-                edge.update(payload_sent=len(payload), message_sent=len(header) + len(payload))
+        message = msgpack.packb([round_, self.peer]) + payload
+        silent = set(self._edges)
         deadline = time.monotonic() + seconds
+        self._say(message, payload, silent)
         while not self.stop.is_set() and (missing := self._awaited - self._inbox.get(round_, {}).keys()):
             if (left := deadline - time.monotonic()) <= 0:
                 self._awaited -= missing
@@ -207,16 +206,24 @@ class Loop:
                 except ValueError as error:
                     self._refused[str(error)] += 1
                 self._decoding += time.perf_counter() - start
+            self._say(message, payload, silent)  # to those who were not connected yet
         return self._inbox.pop(round_, {})
+
+    def _say(self, message: bytes, payload: bytes, silent: set[int]) -> None:
+        """Send to those who are connected, and take them out of ``silent``."""
+        for neighbour in silent & self.transport.connected():
+            if self.transport.send(neighbour, message):
+                silent.remove(neighbour)
+                self._edges[neighbour].update(payload_sent=len(payload), message_sent=len(message))
 
     def _take(self, delivery: Delivery, now: int) -> None:
         """Read a neighbour's next message; ValueError, with the reason's name, where it is none."""
-        round_, sender = read_header(delivery.frames)
+        message = delivery.message or b""
+        round_, sender, payload = read_header(message)
         if sender not in self._edges or not self._heard[sender] < round_ <= now + AHEAD:
             raise ValueError("out-of-turn")
         if self.method.incremental and round_ > self._heard[sender] + 1:
             raise ValueError("out-of-step")
-        payload = delivery.frames[1]
         content = self.method.decode(payload) if 0 <= round_ < self.experiment.rounds else None
         self._heard[sender] = round_
         if round_ >= now:
@@ -225,7 +232,7 @@ class Loop:
             self.method.hear_late(sender, content)
         self._awaited.add(sender)
         self.transport.identify(delivery.route, sender)
-        self._edges[sender].update(payload_received=len(payload), message_received=sum(map(len, delivery.frames)))
+        self._edges[sender].update(payload_received=len(payload), message_received=len(message))
 
     def _common(self) -> dict[str, Any]:
         """Give what every report says: who, when, and the bytes of each edge since the last report."""
@@ -248,17 +255,17 @@ def before_exchange(folder: RunFolder, peer: int) -> Path:
     return folder.path / "peers" / f"before-{peer}.jsonl"
 
 
-def read_header(frames: Sequence[bytes]) -> tuple[int, int]:
-    """Check a message's form and give (round, sender); ValueError where it is none."""
-    if len(frames) != 2 or len(frames[0]) > MAX_HEADER:
-        raise ValueError("malformed")
+def read_header(message: bytes) -> tuple[int, int, bytes]:
+    """Check a message's form and return (round, sender, payload); ValueError where it is none."""
+    unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEADER)
+    unpacker.feed(message[:MAX_HEADER])
     try:
-        header = msgpack.unpackb(frames[0])
+        header = unpacker.unpack()
     except (ValueError, msgpack.UnpackException):
         raise ValueError("malformed") from None
     if type(header) is not list or [type(field) for field in header] != [int, int]:
         raise ValueError("malformed")
-    return header[0], header[1]
+    return header[0], header[1], message[unpacker.tell() :]
 
 
 def _shares(accuracy: Accuracies | None) -> dict[str, Any]:

@@ -103,8 +103,7 @@ def messages(run: RunConfig, topology: Topology, stream: Stream) -> Iterator[lis
     def hello(kind: Kind, digest: bytes, sizes: tuple[int, ...]) -> wire.Frames:
         return wire.hello(kind, wire.Hello(digest, sizes, sizes), neighbour, integer(1000))
 
-    makers: list[Callable[[], tuple[bytes, ...]]] = [
-        lambda: tuple(noise(1 + integer(300)) for _ in range(1 + integer(4))),
+    makers: list[Callable[[], wire.Frames]] = [
         lambda: _flipped(hello(Kind.HELLO, digest, learner.sizes), stream),
         lambda: _flipped((header(neighbour, codecs.BITPACK, 0), packed), stream),
         lambda: (header(integer(9), codecs.BITPACK, integer(200)), packed),
@@ -114,10 +113,13 @@ def messages(run: RunConfig, topology: Topology, stream: Stream) -> Iterator[lis
         lambda: hello(Kind.WELCOME, digest, learner.sizes),
         lambda: wire.refusal(digest, neighbour, 0, {"seed": "another"}),
         lambda: wire.bye(digest, neighbour, integer(9999)),
-        lambda: (bytes(wire.MAX_HEADER + 1 + integer(100)), packed),
+        lambda: (header(neighbour, codecs.BITPACK, 0), bytes(wire.max_payload(learner.sizes) + 1)),
     ]
     while True:
-        yield list(makers[integer(len(makers))]())
+        if maker := integer(1 + len(makers)):
+            yield [b"".join(makers[maker - 1]())]
+        else:
+            yield [noise(1 + integer(300)) for _ in range(1 + integer(4))]
 
 
 def _flipped(frames: wire.Frames, stream: Stream) -> wire.Frames:

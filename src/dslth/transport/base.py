@@ -1,6 +1,6 @@
 """The interface that the peer loop needs: small enough that a test can write one in a page."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,14 +9,14 @@ __all__ = ["Delivery", "LinkBytes", "Transport"]
 
 @dataclass(frozen=True)
 class Delivery:
-    """A message that arrived.
+    """A message that arrived; ``message`` is None where it was not one frame, as all of ours are.
 
     ``route`` is where an answer goes. ``answer_of`` is the neighbour whose own listening address it came from: only
     answers on a connection that this peer opened have one, so nobody else can forge it. ``speaker`` is the peer whose
     key the connection proved, None on a transport that is not authenticated.
     """
 
-    frames: Sequence[bytes]
+    message: bytes | None
     route: Hashable
     answer_of: int | None = None
     speaker: int | None = None
@@ -44,10 +44,10 @@ class Transport(Protocol):
         Raises AddressError where no neighbour can be at that address.
         """
 
-    def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
+    def send(self, neighbour: int, message: bytes) -> bool:
         """Hand a message over, never waiting; False where the neighbour is not connected, or its queue is full."""
 
-    def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
+    def answer(self, route: Hashable, message: bytes) -> bool:
         """Hand over an answer to a delivery; False where whoever sent it is gone."""
 
     def receive(self, timeout: float) -> Delivery | None:

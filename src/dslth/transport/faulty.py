@@ -3,7 +3,7 @@
 import heapq
 import re
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields
 from itertools import count
 
@@ -79,27 +79,27 @@ class FaultyTransport:
         self._numbers = count()
         self.authenticated = inner.authenticated
 
-    def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
-        return self._suffer(frames, lambda damaged: self._inner.send(neighbour, damaged))
+    def send(self, neighbour: int, message: bytes) -> bool:
+        return self._suffer(message, lambda damaged: self._inner.send(neighbour, damaged))
 
-    def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
-        return self._suffer(frames, lambda damaged: self._inner.answer(route, damaged))
+    def answer(self, route: Hashable, message: bytes) -> bool:
+        return self._suffer(message, lambda damaged: self._inner.answer(route, damaged))
 
-    def _suffer(self, frames: Sequence[bytes], hand_over: Callable[[Sequence[bytes]], bool]) -> bool:
+    def _suffer(self, message: bytes, hand_over: Callable[[bytes], bool]) -> bool:
         faults, (drop, duplicate, reorder, corrupt, where) = self._faults, map(float, self._stream.uniform(5))
         self._release()
         if drop < faults.drop:
             return True
         if corrupt < faults.corrupt:
-            frames = _damaged(frames, where)
+            message = _damaged(message, where)
         late = faults.delay + (OVERTAKEN_SECONDS if reorder < faults.reorder else 0.0)
         delivered = True
         for _ in range(2 if duplicate < faults.duplicate else 1):
             if late:
                 due = time.monotonic() + late
-                heapq.heappush(self._held, (due, next(self._numbers), lambda: hand_over(frames)))
+                heapq.heappush(self._held, (due, next(self._numbers), lambda: hand_over(message)))
             else:
-                delivered = hand_over(frames)
+                delivered = hand_over(message)
         return delivered
 
     def _release(self) -> None:
@@ -145,13 +145,8 @@ class FaultyTransport:
         return self._inner.link_bytes()
 
 
-def _damaged(frames: Sequence[bytes], where: float) -> Sequence[bytes]:
+def _damaged(message: bytes, where: float) -> bytes:
     """Flip a bit of a message; ``where`` is in [0, 1)."""
-    at = int(where * 8 * sum(map(len, frames)))
-    result = [bytearray(frame) for frame in frames]
-    for frame in result:
-        if at < 8 * len(frame):
-            frame[at // 8] ^= 1 << at % 8
-            break
-        at -= 8 * len(frame)
-    return [bytes(frame) for frame in result]
+    at, damaged = int(where * 8 * len(message)), bytearray(message)
+    damaged[at // 8] ^= 1 << at % 8
+    return bytes(damaged)

@@ -1,7 +1,7 @@
 """Peers as threads of one process: queues in place of sockets, the same bytes."""
 
 import queue
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 
 from dslth.errors import AddressError
 from dslth.transport.base import Delivery, LinkBytes
@@ -38,25 +38,24 @@ class MemoryTransport:
     def connect(self, neighbour: int, address: str) -> None:
         self._addresses[neighbour] = address
 
-    def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
+    def send(self, neighbour: int, message: bytes) -> bool:
         mailbox = self._network.mailboxes.get(self._addresses[neighbour])
         if mailbox is None:
             return False
-        mailbox.put(Delivery(frames, route=self._address))
+        mailbox.put(Delivery(message, route=self._address))
         return True
 
-    def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
+    def answer(self, route: Hashable, message: bytes) -> bool:
         mailbox = self._network.mailboxes.get(str(route))
         if mailbox is None:
             return False
-        mailbox.put(Delivery(frames, route=None, answer_of=self._peer))
+        mailbox.put(Delivery(message, route=None, answer_of=self._peer))
         return True
 
     def receive(self, timeout: float) -> Delivery | None:
-        if self.connected() - self._met:
-            return None
+        wait = 0.0 if self.connected() - self._met else max(0.0, timeout)
         try:
-            return self._mailbox.get(timeout=max(0.0, timeout))
+            return self._mailbox.get(timeout=wait)
         except queue.Empty:
             return None
 

@@ -35,8 +35,6 @@ ENCRYPTION = 64
 """Bytes that CURVE adds to a frame, at most (in practice 33)."""
 HELD = 20
 """Largest messages that a connection may have waiting here, the one that is not whole yet among them."""
-FRAMES = 3
-"""Frames of a message that are kept: one more than any has, to tell that there are too many."""
 NAMES_SECONDS = 0.2
 """How often the numbers of names are looked at while a connection is wanted."""
 COUNT_SHARE = 0.02
@@ -253,17 +251,18 @@ class ZeroMqTransport:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def send(self, neighbour: int, frames: Sequence[bytes]) -> bool:
+    def send(self, neighbour: int, message: bytes) -> bool:
         line = self._lines[neighbour]
-        return line.up and self._hand_over(self._connecting, line.name, frames)
+        return line.up and self._hand_over(self._connecting, line.name, message)
 
-    def answer(self, route: Hashable, frames: Sequence[bytes]) -> bool:
-        return isinstance(route, _Route) and self._hand_over(self._listening, route.name, frames)
+    def answer(self, route: Hashable, message: bytes) -> bool:
+        return isinstance(route, _Route) and self._hand_over(self._listening, route.name, message)
 
     @staticmethod
-    def _hand_over(router: "zmq.Socket[bytes]", name: bytes, frames: Sequence[bytes]) -> bool:
+    def _hand_over(router: "zmq.Socket[bytes]", name: bytes, message: bytes) -> bool:
         try:
-            router.send_multipart([name, *frames], zmq.NOBLOCK)
+            # One frame: libzmq ends the process where a connection that is being closed breaks between two
+            router.send_multipart([name, message], zmq.NOBLOCK)
         except zmq.ZMQError:  # gone (EHOSTUNREACH) or full (EAGAIN)
             return False
         return True
@@ -287,26 +286,24 @@ class ZeroMqTransport:
         return None
 
     def _from_those_who_connected(self) -> Delivery:
-        name, frames = _received(self._listening)
+        name, frame, message = _received(self._listening)
         fd, speaker = -1, None
-        if frames:
-            with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such words
-                fd = int(frames[0].get(zmq.SRCFD))
-                speaker = int(frames[0].get("User-Id")) if self._keys else None
+        with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such words
+            fd = int(frame.get(zmq.SRCFD))
+            speaker = int(frame.get("User-Id")) if self._keys else None
         if self._guard:
             self._guard.delivered(fd)
-        return Delivery([frame.bytes for frame in frames], _Route(name, fd), speaker=speaker)
+        return Delivery(message, _Route(name, fd), speaker=speaker)
 
     def _from_a_line(self) -> Delivery | None:
-        name, frames = _received(self._connecting)
+        name, frame, message = _received(self._connecting)
         line = self._by_name.get(name)
         if line is None:  # of a line that leads elsewhere now
             return None
-        if self._guard and frames:
+        if self._guard:
             with suppress(zmq.ZMQError):
-                self._guard.delivered(int(frames[0].get(zmq.SRCFD)), opened=True)
-        speaker = line.neighbour if self._keys else None
-        return Delivery([frame.bytes for frame in frames], None, answer_of=line.neighbour, speaker=speaker)
+                self._guard.delivered(int(frame.get(zmq.SRCFD)), opened=True)
+        return Delivery(message, None, answer_of=line.neighbour, speaker=line.neighbour if self._keys else None)
 
     def refused(self) -> Mapping[str, int]:
         counted = Counter(self._guard.refused() if self._guard else {})
@@ -372,12 +369,12 @@ class ZeroMqTransport:
         self._context.term()
 
 
-def _received(router: "zmq.Socket[bytes]") -> tuple[bytes, list[zmq.Frame]]:
-    """Take in a message, of which no more than the first few frames are kept however many it has."""
-    name = router.recv()
-    frames: list[zmq.Frame] = []
+def _received(router: "zmq.Socket[bytes]") -> tuple[bytes, zmq.Frame, bytes | None]:
+    """Return a message's route, first frame and content, None where it has more frames; none of those is kept."""
+    name, frame = router.recv(), zmq.Frame()
+    frames = 0
     while router.getsockopt(zmq.RCVMORE):
-        frame = router.recv(copy=False)
-        if len(frames) < FRAMES:
-            frames.append(frame)
-    return name, frames
+        received = router.recv(copy=False)
+        frame = frame if frames else received
+        frames += 1
+    return name, frame, frame.bytes if frames == 1 else None
