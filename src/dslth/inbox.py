@@ -84,6 +84,7 @@ class Inbox:
         try:
             self._pull.bind(address)
         except zmq.ZMQError as error:
+            self._pull.disable_monitor()  # while somebody listens: it says goodbye, and waits for ever for who does not
             monitor.close()
             self.close()
             reason = zmq.strerror(error.errno or 0).lower()
