@@ -307,7 +307,7 @@ def test_a_full_disk_is_one_line(commands, topology_file):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
     line = one_line(commands.run("dslth", "run", "-t", topology_file(), "--out", "run", preexec_fn=full), 12)
-    assert "run/manifest.json" in line
+    assert "run/topology.yaml" in line
 
 
 @pytest.mark.parametrize("line", [["inspect"], ["inspect", "--json"]])

@@ -6,8 +6,8 @@ there. The last two are kept: where the newer cannot be read, the older one serv
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from dslth import files
 from dslth.errors import CheckpointError
 from dslth.masks import BitMask
 
@@ -49,7 +50,7 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """Give the checkpoints that are there, newest first."""
-        return sorted(self.folder.glob("round-*.safetensors"), reverse=True)
+        return sorted((path for path in self.folder.glob("round-*.safetensors") if path.is_file()), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and forget all but the last two; raises OSError where the disk does not take it."""
@@ -63,25 +64,13 @@ class Checkpoints:
             "refused": json.dumps(checkpoint.refused),
         }
         metadata["digest"] = _digest(metadata, tensors)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"round-{checkpoint.round:08d}.safetensors"
-        part = path.with_suffix(".part")
-        try:
-            with part.open("wb") as file:
-                file.write(to_bytes(tensors, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        for old in self.files()[KEPT:]:
+        files.replace(self.folder / f"round-{checkpoint.round:08d}.safetensors", to_bytes(tensors, metadata))
+        for old in [*self.files()[KEPT:], *self._unfinished()]:
             old.unlink()
+
+    def _unfinished(self) -> list[Path]:
+        """Give what is left of checkpoints in whose midst the process was killed."""
+        return list(self.folder.glob(".round-*"))
 
     def load(self, run: str, sizes: Sequence[int]) -> tuple[Checkpoint | None, list[str]]:
         """Read the newest whole checkpoint, with a note for each that is not; None where there are none.
@@ -99,9 +88,12 @@ class Checkpoints:
         return None, notes
 
     def clear(self) -> None:
-        """Forget all."""
-        for path in self.files():
-            path.unlink(missing_ok=True)
+        """Forget all, and where they were."""
+        with suppress(OSError):
+            for path in [*self.files(), *self._unfinished()]:
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
+            self.folder.parent.rmdir()  # where this peer's were the last
 
 
 def _read(path: Path, run: str, sizes: Sequence[int]) -> Checkpoint:
@@ -115,7 +107,7 @@ def _read(path: Path, run: str, sizes: Sequence[int]) -> Checkpoint:
     if metadata["run"] != run:
         raise CheckpointError(
             f"{path} belongs to another run: other seed, data, model, algorithm or graph; "
-            "choose another --out, or --fresh to begin anew"
+            f"choose another --out, or remove {path.parent} to begin anew"
         )
     sent = {int(key.removeprefix("sent.")): value for key, value in tensors.items() if key.startswith("sent.")}
     return Checkpoint(

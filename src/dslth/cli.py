@@ -24,7 +24,7 @@ from dslth.deploy import cli as deploy_cli
 from dslth.deploy import place, ray, reports
 from dslth.deploy.collector import Collector
 from dslth.errors import ConfigError, DslthError, MissingFileError, OutputError
-from dslth.events import Event, Finished, Joined, RoundReport
+from dslth.events import Event, Joined, RoundReport
 from dslth.inbox import Inbox
 from dslth.keys_cli import CurveOption, InsecureOption, KeysOption
 from dslth.options import (
@@ -42,7 +42,7 @@ from dslth.options import (
     SeedOption,
     TopologyOption,
 )
-from dslth.runfolder import RunFolder
+from dslth.runfolder import Launch, RunFolder
 from dslth.terminal import bear_all, err, out, say
 from dslth.transport import faulty
 
@@ -173,6 +173,7 @@ def _root(
 
 @app.command()
 def run(
+    context: typer.Context,
     topology_file: Annotated[
         str | None,
         typer.Option(
@@ -193,7 +194,9 @@ def run(
     out_dir: OutOption = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Go on with a run that was stopped, from its folder's checkpoints."),
+        typer.Option(
+            metavar="RUN", help="Go on with a run that was stopped, as it was started, from its folder's checkpoints."
+        ),
     ] = None,
     restart: Annotated[
         RestartName, typer.Option(help="What to do with a peer whose process dies.")
@@ -222,9 +225,21 @@ def run(
         raise typer.BadParameter("give either --topology FILE or --resume RUN")
     if resume is not None and not (resume / "topology.yaml").is_file():
         raise MissingFileError(f"--resume {resume}: no run folder, it has no topology.yaml")
-    befall = faulty.parse(faults) if faults is not None else None
-    on_ray = engine is EngineName.RAY
-    if (curve and insecure) or ((curve or on_ray) and transport is TransportName.MEMORY):
+    typed = Launch(
+        transport=transport.value,
+        engine=engine.value,
+        address=address,
+        restart=restart.value,
+        orphans=orphans,
+        curve=curve,
+        insecure=insecure,
+        faults=faults,
+        join_timeout=join_timeout,
+    )
+    launch = typed if resume is None else _as_before(context, typed, RunFolder(resume).launch())
+    befall = faulty.parse(launch.faults) if launch.faults is not None else None
+    on_ray, in_memory = launch.engine == "ray", launch.transport == "memory"
+    if (launch.curve and launch.insecure) or ((launch.curve or on_ray) and in_memory):
         raise typer.BadParameter("--curve and --engine ray are for sockets, and --curve not together with --insecure")
     file = str(resume / "topology.yaml") if resume is not None else str(topology_file)
     settings, graph_of_peers = options.read(
@@ -238,30 +253,44 @@ def run(
         no_exchange=no_exchange,
         data_dir=data_dir,
     )
+    folder = None if resume is None else RunFolder(resume)
+    if folder:
+        launcher.check_resumable(settings, graph_of_peers, folder)
+    if folder and folder.have_finished(range(graph_of_peers.peers), settings.experiment.rounds):
+        _tell(launcher.Outcome(folder, report.summarise(folder), interrupted=False), as_json=as_json)
+        return
     if on_ray:  # which finds addresses itself; keys are made for the run
-        settings, curve = ray.placed(settings, insecure=insecure), not insecure
-    elif transport is TransportName.ZEROMQ and not curve:
-        settings = keys_cli.checked(settings, graph_of_peers, insecure=insecure)
+        settings = ray.placed(settings, insecure=launch.insecure)
+        launch = launch.model_copy(update={"curve": not launch.insecure})
+    elif not (in_memory or launch.curve):
+        settings = keys_cli.checked(settings, graph_of_peers, insecure=launch.insecure)
     options.look_at_data(settings, graph_of_peers)
-    folder = options.new_folder(out_dir, file) if resume is None else RunFolder(resume)
-    if curve and not (folder.path / "keys").is_dir():
-        keys.make(folder.path / "keys", range(graph_of_peers.peers))
+    folder = folder or options.new_folder(out_dir, file)
     title = _title(file if resume is None else resume.name, settings)
     table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, title)
-    with _live(table, quiet=as_json) as watch:
-        outcome = launcher.run_local(
-            settings,
-            graph_of_peers,
-            folder,
-            transport=transport,
-            join_timeout=join_timeout,
-            watch=watch,
-            restart=restart is RestartName.ON_FAILURE,
-            orphans=orphans,
-            be=partial(launcher.run_one, faults=befall),
-            make_workers=partial(ray.RayWorkers, cluster=address) if on_ray else None,
-        )
-    _tell(outcome, as_json=as_json)
+    with options.orderly():  # the fork server's files are removed at the very end
+        with _live(table, quiet=as_json) as watch:
+            outcome = launcher.run_local(
+                settings,
+                graph_of_peers,
+                folder,
+                transport=launch.transport,
+                join_timeout=launch.join_timeout,
+                watch=watch,
+                restart=launch.restart == "on-failure",
+                orphans=launch.orphans,
+                be=partial(launcher.run_one, faults=befall),
+                make_workers=partial(ray.RayWorkers, cluster=launch.address) if on_ray else None,
+                launch=launch,
+            )
+        _tell(outcome, as_json=as_json)
+
+
+def _as_before(context: typer.Context, typed: Launch, before: Launch) -> Launch:
+    """Give how a run that is gone on with was launched, with what was typed this time in place of what was then."""
+    sources = {name: context.get_parameter_source(name) for name in Launch.model_fields}
+    chosen = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return before.model_copy(update={name: getattr(typed, name) for name in chosen})
 
 
 def _tell(outcome: launcher.Outcome, *, as_json: bool) -> None:
@@ -347,17 +376,19 @@ def collect(
     table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
     stop = threading.Event()
     how = keys_cli.secured(settings, topology_file, [listen], insecure=insecure, folder=keys_dir)
-    with launcher.end_on_signals(stop):
+    with launcher.end_on_signals(stop), folder.owned():
         mine = reports.collector_keys(how.network, graph_of_peers.peers, patience, stop, make=keys_dir is not None)
-        collector = Collector(settings, graph_of_peers, folder)
         inbox = Inbox(listen, graph_of_peers.peers, mine)
         try:
-            with _live(table, quiet=as_json) as watch:
-                collector.collect(inbox, stop, watch, patience)
+            collector = Collector(settings, graph_of_peers, folder)  # which may begin the folder anew
+            try:
+                with _live(table, quiet=as_json) as watch:
+                    collector.collect(inbox, stop, watch, patience)
+            finally:
+                collector.close()
+                _sum_up(folder, as_json=as_json)
         finally:
             inbox.close()
-            collector.close()
-            _sum_up(folder, as_json=as_json)
     if refused := inbox.refused():
         counts = ", ".join(f"{reason} {count}" for reason, count in refused.items())
         err.print(f"note: reports refused: {counts}", soft_wrap=True)
@@ -366,14 +397,14 @@ def collect(
 
 
 def _sum_up(folder: RunFolder, *, as_json: bool) -> None:
-    """Write and show the summary of a folder that has reports."""
+    """Show and write the summary of a folder that has reports."""
     with suppress(MissingFileError):
         summary = report.summarise(folder)
-        folder.write_summary(summary)
         if as_json:
             print(json.dumps(summary))  # noqa: T201
         else:
             _show(folder, summary)
+        folder.write_summary(summary)
 
 
 # --- dslth inspect, dslth topology ----------------------------------------------------------------------------------
@@ -507,11 +538,19 @@ def _peer(
     how = keys_cli.secured(settings, topology_file, nearby, insecure=insecure, folder=keys_dir)
     options.look_at_data(settings, graph_of_peers, peer)
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
-    folder.begin(settings, graph_of_peers)
-    if _has_finished(folder, peer, settings.experiment.rounds):
-        Checkpoints(folder.checkpoints(peer)).clear()
-    if not Checkpoints(folder.checkpoints(peer)).files():
-        folder.reports(peer).unlink(missing_ok=True)  # those of a run before
+    folder.check_free()
+
+    def begin(address: str) -> list[str]:
+        """Begin in the folder, now that this peer's files are its own and its port is bound."""
+        folder.check_free()
+        checkpoints = Checkpoints(folder.checkpoints(peer))
+        if folder.have_finished([peer], settings.experiment.rounds):
+            checkpoints.clear()
+        anew = not checkpoints.files()
+        folder.begin(settings, graph_of_peers, anew=anew)
+        if anew:
+            folder.reports(peer).unlink(missing_ok=True)  # those of a run before
+        return addresses
 
     stop = threading.Event()
     with launcher.end_on_signals(stop):
@@ -532,7 +571,8 @@ def _peer(
                 folder,
                 stop,
                 listen=listen,
-                meet=lambda address: addresses,
+                meet=begin,
+                forget=not settings.experiment.keep_checkpoints,
                 faults=befall,
                 watch=watch,
                 join_timeout=join_timeout,
@@ -563,13 +603,6 @@ def _say(event: Event, rounds: int) -> None:
         err.print(
             f"round {event.round + 1}/{rounds}: loss {report.decimal(event.loss)}{personal}, sent {sent}{missing}"
         )
-
-
-def _has_finished(folder: RunFolder, peer: int, rounds: int) -> bool:
-    with suppress(MissingFileError):
-        last = folder.events().get(peer, [None])[-1]
-        return isinstance(last, Finished) and last.rounds_completed >= rounds
-    return False
 
 
 def _full(option: str, address: str) -> str:

@@ -346,7 +346,8 @@ class ExperimentConfig(Settings):
     ``mode``: how a round treats those who are late. ``sync`` waits for all up to the ``deadline`` (seconds; ``none``:
     until they are back) and no more for whom missed it, until it is heard of again; ``deadline`` waits each round for
     all who are connected; ``async`` never waits and uses each neighbour's newest mask that is at most ``staleness``
-    rounds older than its own. ``checkpoint_every``: rounds between two checkpoints, 0 for none.
+    rounds older than its own. ``checkpoint_every``: rounds between two checkpoints, 0 for none; they are removed when
+    the run has finished unless ``keep_checkpoints``.
     """
 
     preset: Literal["signed", "mce-pl"] = "signed"
@@ -360,6 +361,7 @@ class ExperimentConfig(Settings):
     deadline: Annotated[float, Field(gt=0)] | Literal["none"] = 60.0
     staleness: Positive = 5
     checkpoint_every: Count = 5
+    keep_checkpoints: bool = False
     evaluate_every: Positive = 1
 
 
@@ -672,7 +674,11 @@ def identity(run: RunConfig, edges: str) -> dict[str, str]:
     shared = run.experiment.model_dump(
         mode="json",
         exclude=dict.fromkeys(
-            ("preset", "rounds", "codec", "deadline", "staleness", "checkpoint_every", "evaluate_every"), True
+            (
+                *("preset", "rounds", "codec", "deadline", "staleness"),
+                *("checkpoint_every", "keep_checkpoints", "evaluate_every"),
+            ),
+            True,
         )
         | {"data": {"folder": True, "test_samples": True}},
     )

@@ -15,6 +15,7 @@
     ├── OutputError        12   the run folder cannot be written
     ├── CheckpointError    13   a checkpoint is damaged, or another run's
     ├── SecurityError      14   a key is missing, damaged, or readable by others
+    ├── BusyError          15   another process works in the run folder
     └── LimitError         16   the system allows a process less memory or fewer files than a run needs
 
 Exit code 0 means done, 2 a misspelt command line (said by the option parser), 130 Ctrl-C.
@@ -22,6 +23,7 @@ Exit code 0 means done, 2 a misspelt command line (said by the option parser), 1
 
 __all__ = [
     "AddressError",
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -114,6 +116,12 @@ class SecurityError(DslthError):
     """A key that a peer needs is missing, damaged, or readable by others."""
 
     exit_code = 14
+
+
+class BusyError(DslthError):
+    """Another process works in the run folder."""
+
+    exit_code = 15
 
 
 class LimitError(DslthError):

@@ -1,15 +1,21 @@
-"""Reading files that somebody else may have put there: regular files only, and no more of them than fits."""
+"""Files: read where somebody else may have put them, written whole or not at all, and held by one process alone."""
 
 import errno
+import fcntl
 import gzip
 import os
+import platform
+import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["read"]
+__all__ = ["Lock", "holder", "read", "replace"]
 
 CHUNK = 1 << 20
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""What a file system says that has no locks."""
 
 
 def read(path: Path, most: int, *, unzip: bool = False) -> bytes:
@@ -43,3 +49,82 @@ def _bounded(file: _Readable, most: int, path: Path) -> bytes:
 def _at_once(path: str, flags: int) -> int:
     """Open without waiting for somebody at the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put a file where it belongs: whole and synced to disk, or not at all; raises OSError.
+
+    What is written meanwhile lies beside it as ``.NAME.PID``, and stays only where the process or machine is killed.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Lock:
+    """A file held by this process until ``release``, or until the process ends, however it ends.
+
+    The kernel keeps the lock; the file only names the holder, and stays. Raises BlockingIOError where another process
+    (or thread) holds it, other OSErrors where the file cannot be made. ``works`` is False on a file system without
+    locks: nothing is held there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)  # not inherited by what is executed
+        try:
+            self.works = _try(self._file, fcntl.LOCK_EX)
+        except OSError:
+            os.close(self._file)
+            raise
+        with suppress(OSError):  # on a full disk it is held all the same, by nobody in particular
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"process {os.getpid()} on {platform.node()}\n".encode())
+
+    def release(self) -> None:
+        """Let go."""
+        os.close(self._file)
+
+
+def holder(path: Path) -> str | None:
+    """Tell who holds a lock, as in ``process 17``, with the host where that is another; None where nobody does."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        with suppress(BlockingIOError):
+            _try(file, fcntl.LOCK_SH)
+            return None
+        said = re.fullmatch(rb"(process \d{1,10})( on [\w.-]{1,255})\n", os.read(file, 300))
+    finally:
+        os.close(file)
+    if said is None:
+        return "another process"
+    process, host = said[1].decode(), said[2].decode()
+    return process if host == f" on {platform.node()}" else process + host
+
+
+def _try(file: int, how: int) -> bool:
+    """Lock an open file, now; False where its file system has no locks. Raises BlockingIOError where it is held."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    return True

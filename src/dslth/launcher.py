@@ -2,33 +2,45 @@
 
 import multiprocessing
 import queue
+import re
 import signal
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
-from dslth import data, events, limits, partition
+from dslth import config, data, events, limits, partition
+from dslth import keys as key_files
+from dslth.checkpoint import Checkpoints
 from dslth.config import NetworkConfig, RunConfig
-from dslth.errors import DslthError, MissingFileError, PeerFailedError
-from dslth.events import Event, RoundReport
+from dslth.errors import (
+    BusyError,
+    CheckpointError,
+    DslthError,
+    JoinError,
+    MissingFileError,
+    OutputError,
+    PeerFailedError,
+)
+from dslth.events import Event, Joined, RoundReport
 from dslth.inbox import Inbox, Reporter
 from dslth.keys import Keys
 from dslth.report import summarise
-from dslth.runfolder import RunFolder
+from dslth.runfolder import Launch, RunFolder
 from dslth.seeds import Stream
-from dslth.topology import Topology
+from dslth.topology import Topology, build
 
 if TYPE_CHECKING:
     from dslth.learner import Learner
@@ -36,7 +48,17 @@ if TYPE_CHECKING:
     from dslth.transport import Transport
     from dslth.transport.faulty import Faults
 
-__all__ = ["Failure", "Outcome", "Settings", "Workers", "end_on_signals", "preflight", "run_local", "run_one"]
+__all__ = [
+    "Failure",
+    "Outcome",
+    "Settings",
+    "Workers",
+    "check_resumable",
+    "end_on_signals",
+    "preflight",
+    "run_local",
+    "run_one",
+]
 
 GRACE_SECONDS = 10.0
 """How long peers that were asked to end may take before they are killed."""
@@ -49,6 +71,8 @@ LAST_SECONDS = 2.0
 """How long reports are taken that are there when all peers have ended."""
 TURN = 100
 """Reports that are taken at once at most: whatever comes, Ctrl-C and the clock are seen between."""
+COUNTERS = Path("/proc/vmstat")
+"""Where Linux counts, among much else, the processes that it ended for lack of memory."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,8 @@ class Failure:
     exit_code: int
     text: str
     trace: str
+    killed: bool = False
+    """Whether its process was killed by signal 9, as the kernel does where memory runs out."""
 
 
 def preflight(
@@ -130,16 +156,18 @@ def run_one(
     join_timeout: float = 60.0,
     advertise: str = "",
     faults: "Faults | None" = None,
+    forget: bool = False,
     make_learner: "type[Learner] | None" = None,
 ) -> events.Finished:
     """Run one peer of a run in this thread, from listening to its ticket; it goes on from a checkpoint in the folder.
 
-    ``meet`` is told the address that the peer listens on and gives those of all peers. ``memory`` is the MemoryNetwork
-    of a run in one process; without one the peer talks ZeroMQ. ``reports`` makes a sink in the peer's own process.
-    ``faults`` befall what it sends. ``make_learner`` is for benchmarks that learn otherwise.
+    The peer's files in the folder are its own until it ends; raises BusyError where another process is that peer.
+    ``meet`` is told the address that the peer listens on and gives those of all peers; nothing in the folder has been
+    touched before. ``memory`` is the MemoryNetwork of a run in one process; without one the peer talks ZeroMQ.
+    ``reports`` makes a sink in the peer's own process. ``faults`` befall what it sends. ``forget``: its checkpoints are
+    removed when it has played all rounds and left. ``make_learner`` is for benchmarks that learn otherwise.
     """
-    from dslth import keys, sinks, wire
-    from dslth.checkpoint import Checkpoints
+    from dslth import sinks, wire
     from dslth.learner import Learner  # torch is heavy: only who learns loads it
     from dslth.neighbourhood import Place
     from dslth.peer import Peer
@@ -147,30 +175,34 @@ def run_one(
     from dslth.transport.memory import MemoryTransport
     from dslth.transport.zeromq import ZeroMqTransport
 
-    learner = (make_learner or Learner)(peer, topology.peers, run.experiment, run.device(peer))
-    largest = wire.max_message(learner.sizes)
-    if memory is None:
-        mine = keys.choose(peer, run.network, topology.neighbours(peer), listen, folder.path / "keys")
-        transport: Transport = ZeroMqTransport(largest, mine, neighbours=len(topology.neighbours(peer)))
-    else:
-        transport = MemoryTransport(memory, peer)
-    if faults is not None:
-        transport = FaultyTransport(transport, faults, Stream(run.experiment.seed, "faults", peer))
-    checkpoints = Checkpoints(folder.checkpoints(peer))
-    outputs: list[sinks.Sink] = []
-    try:
-        addresses = meet(transport.listen(listen))
-        outputs.append(sinks.JsonLines(folder.reports(peer), append=True))
-        if reports is not None:
-            outputs.append(reports())
-        if watch is not None:
-            outputs.append(sinks.Call(watch))
-        place = Place(peer, run, topology, addresses, join_timeout, advertise)
-        return Peer(place, learner, transport, outputs, stop, checkpoints).run(folder.ticket(peer))
-    finally:
-        transport.close()
-        for output in outputs:
-            output.close()
+    with folder.owned_by(peer):
+        learner = (make_learner or Learner)(peer, topology.peers, run.experiment, run.device(peer))
+        largest = wire.max_message(learner.sizes)
+        if memory is None:
+            mine = key_files.choose(peer, run.network, topology.neighbours(peer), listen, folder.path / "keys")
+            transport: Transport = ZeroMqTransport(largest, mine, neighbours=len(topology.neighbours(peer)))
+        else:
+            transport = MemoryTransport(memory, peer)
+        if faults is not None:
+            transport = FaultyTransport(transport, faults, Stream(run.experiment.seed, "faults", peer))
+        checkpoints = Checkpoints(folder.checkpoints(peer))
+        outputs: list[sinks.Sink] = []
+        try:
+            addresses = meet(transport.listen(listen))
+            outputs.append(sinks.JsonLines(folder.reports(peer), append=True))
+            if reports is not None:
+                outputs.append(reports())
+            if watch is not None:
+                outputs.append(sinks.Call(watch))
+            place = Place(peer, run, topology, addresses, join_timeout, advertise)
+            finished = Peer(place, learner, transport, outputs, stop, checkpoints).run(folder.ticket(peer))
+        finally:
+            transport.close()
+            for output in outputs:
+                output.close()
+        if forget and finished.rounds_completed >= run.experiment.rounds and not stop.is_set():
+            checkpoints.clear()
+        return finished
 
 
 # --- all peers ------------------------------------------------------------------------------------------------------
@@ -212,107 +244,224 @@ def run_local(
     orphans: bool = True,
     be: Callable[..., events.Finished] = run_one,
     make_workers: "Callable[[Settings], Workers] | None" = None,
+    launch: Launch | None = None,
 ) -> Outcome:
     """Run all peers on this machine until they are done, or until Ctrl-C.
 
     ``be`` is what each peer does; benchmarks put their own in place of ``run_one``. ``restart``: a peer whose process
     dies is started again and goes on from its checkpoint. Without ``orphans`` peers end when this process dies; else
-    they learn on. ``make_workers`` is for engines that have the peers run elsewhere.
+    they learn on. ``make_workers`` is for engines that have the peers run elsewhere. ``launch`` is kept in the folder
+    for whoever goes on with the run; with its ``curve``, keys are made there.
 
     Without a ``network`` section peers listen on free ports of the loopback device, so that runs do not collide.
+    Checkpoints are removed once all peers have finished, unless the experiment has them kept.
 
     The outcome has the error of the first peer that failed, or PeerFailedError for one that was killed; the run folder
-    keeps what was measured, summary included, wherever a peer got as far as its first report.
+    keeps what was measured, summary included, wherever a peer got as far as its first report. Raises BusyError where
+    another process is at work in the folder, CheckpointError where what is to be gone on with is another run's.
     """
-    if not folder.manifest():  # else it is resumed
-        folder.begin(run, topology)
-    stop = threading.Event()
-    with end_on_signals(stop):
-        settings = Settings(run, topology, folder, join_timeout, be, orphans)
-        make = make_workers or (_Processes if transport == "zeromq" else _Threads)
-        workers: Workers = make(settings)
-        keeper = _Keeper(workers, folder, watch, restart=restart and transport == "zeromq")
+    with folder.owned():
+        resumed = _begin(run, topology, folder, launch)
+        stop = threading.Event()
+        with end_on_signals(stop):
+            settings = Settings(run, topology, folder, join_timeout, be, orphans)
+            make = make_workers or (_Processes if transport == "zeromq" else _Threads)
+            workers: Workers = make(settings)
+            keeper = _Keeper(workers, settings, watch, restart=restart and transport == "zeromq", resumed=resumed)
+            try:
+                keeper.keep(stop)
+            finally:
+                workers.end()
+        failure = None if stop.is_set() else keeper.error()
+        _forget_checkpoints(run, topology, folder)
+        summary: dict[str, Any] = {}
         try:
-            asked: float | None = None
-            while workers.running() or (keeper.waiting and asked is None):
-                for event in workers.events(TICK):
-                    keeper.take(event)
-                if asked is None and not stop.is_set():
-                    keeper.tend()
-                if asked is None and (stop.is_set() or _hopeless(workers, keeper.waiting)):
-                    workers.ask_to_end()
-                    asked = time.monotonic()
-                if asked is not None and time.monotonic() - asked > GRACE_SECONDS:
-                    break
-            last = time.monotonic() + LAST_SECONDS
-            while time.monotonic() < last and (taken := workers.events(0)):
-                for event in taken:
-                    keeper.take(event)
-        finally:
-            workers.end()
-    failures = workers.failures()
-    summary: dict[str, Any] = {}
-    with suppress(MissingFileError):  # where no peer got as far as a report
-        summary = summarise(folder)
-        folder.write_summary(summary)
-    failure = _error(failures) if failures and not stop.is_set() else None
+            summary = summarise(folder)
+            folder.write_summary(summary)
+        except MissingFileError:  # no peer got as far as a report
+            pass
+        except OutputError as error:
+            failure = failure or error
     return Outcome(folder, summary, interrupted=stop.is_set(), failure=failure)
 
 
-class _Keeper:
-    """Passes reports on, and starts peers again that died, with back-off."""
+def _begin(run: RunConfig, topology: Topology, folder: RunFolder, launch: Launch | None) -> bool:
+    """Make a folder ready for a run, or to go on with the one that is there; True where it goes on."""
+    resumed = bool(folder.manifest())
+    if resumed:
+        check_resumable(run, topology, folder)
+    if launch is not None and launch.curve and not (folder.path / "keys").is_dir():
+        key_files.make(folder.path / "keys", range(topology.peers))
+    folder.begin(run, topology, launch, anew=not resumed)
+    return resumed
 
-    def __init__(self, workers: Workers, folder: RunFolder, watch: Callable[[Event], None], *, restart: bool) -> None:
-        self._workers, self._folder, self._watch, self._restart = workers, folder, watch, restart
+
+def check_resumable(run: RunConfig, topology: Topology, folder: RunFolder) -> None:
+    """Raise CheckpointError where a folder's run is another one, or has finished and cannot go on to more rounds."""
+    file = folder.path / "topology.yaml"
+    before = config.load(file)
+    known = config.identity(before, build(before.graph, before.experiment.seed).digest)
+    if differ := [key for key, value in config.identity(run, topology.digest).items() if known.get(key) != value]:
+        raise CheckpointError(
+            f"{folder.path} belongs to another run: other {', '.join(differ[:3])}; leave the option out, or begin anew"
+        )
+    peers, done = range(topology.peers), before.experiment.rounds
+    kept = all(Checkpoints(folder.checkpoints(peer)).files() for peer in peers)
+    if run.experiment.rounds > done and not kept and folder.have_finished(peers, done):
+        raise CheckpointError(
+            f"{folder.path} has finished its {done} rounds and its checkpoints are removed; "
+            f"begin anew with --rounds {run.experiment.rounds} (experiment.keep_checkpoints: true keeps them)"
+        )
+
+
+def _forget_checkpoints(run: RunConfig, topology: Topology, folder: RunFolder) -> None:
+    """Remove the checkpoints of a run that has finished: no peer needs any of them any more."""
+    if not run.experiment.keep_checkpoints and folder.have_finished(range(topology.peers), run.experiment.rounds):
+        for peer in range(topology.peers):
+            Checkpoints(folder.checkpoints(peer)).clear()
+
+
+class _Keeper:
+    """Watches over the peers: passes reports on, starts peers again that died, with back-off, and knows when to end."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        settings: "Settings",
+        watch: Callable[[Event], None],
+        *,
+        restart: bool,
+        resumed: bool,
+    ) -> None:
+        self._workers, self._settings, self._watch, self._restart = workers, settings, watch, restart
+        self._resumed, self._since = resumed, time.time()
         self._rounds: Counter[int] = Counter()
         self._tries: Counter[int] = Counter()
-        self.waiting: dict[int, float] = {}
+        self._kills: Counter[int] = Counter()
+        self._oom_kills = _oom_kills()
+        self._joined: set[int] = set()
+        self._given_up: set[int] = set()
+        self._waiting: dict[int, float] = {}
 
-    def take(self, event: Event) -> None:
-        """Pass a report on."""
-        if isinstance(event, RoundReport):
-            self._rounds[event.peer] = event.round + 1
-            self._tries[event.peer] = 0
-        self._watch(event)
+    def keep(self, stop: threading.Event) -> None:
+        """Watch until all peers have ended, at the latest a while after they were asked to."""
+        asked: float | None = None
+        while self._workers.running() or (asked is None and (self._waiting or self._untended())):
+            for event in self._workers.events(TICK):
+                self._watch(event)
+            if asked is None and not stop.is_set():
+                self._tend()
+            if asked is None and (stop.is_set() or self._hopeless()):
+                self._workers.ask_to_end()
+                asked = time.monotonic()
+            if asked is not None and time.monotonic() - asked > GRACE_SECONDS:
+                break
+        last = time.monotonic() + LAST_SECONDS
+        while time.monotonic() < last and (taken := self._workers.events(0)):
+            for event in taken:
+                self._watch(event)
 
-    def tend(self) -> None:
+    def _untended(self) -> dict[int, Failure]:
+        """Give the peers that have died and may be started again, about whom nothing has been decided yet."""
+        decided = self._waiting.keys() | self._given_up
+        failures = self._workers.failures().items()
+        return {peer: failure for peer, failure in failures if peer not in decided and self._may_pass(peer, failure)}
+
+    def _tend(self) -> None:
         """Look after those who died: start them again when their time has come."""
-        for peer, failure in list(self._workers.failures().items()):
-            if not self._restart or peer in self.waiting or failure.exit_code != PeerFailedError.exit_code:
-                continue
-            if self._tries[peer] == RESTARTS:
-                self._say("gave-up", peer, failure.text)
-                self._tries[peer] += 1
-            elif self._tries[peer] < RESTARTS:
+        for peer, failure in self._untended().items():
+            self._kills[peer] += failure.killed
+            if (rounds := self._rounds_of(peer)) > self._rounds[peer]:
+                self._rounds[peer], self._tries[peer] = rounds, 0  # it got further than before
+            if self._restart and self._tries[peer] < self._restarts(failure):
                 self._say("died", peer, failure.text)
-                self.waiting[peer] = time.monotonic() + BACK_OFF_SECONDS * 2 ** self._tries[peer]
+                self._waiting[peer] = time.monotonic() + BACK_OFF_SECONDS * 2 ** self._tries[peer]
                 self._tries[peer] += 1
-        for peer in [peer for peer, due in self.waiting.items() if time.monotonic() >= due]:
-            del self.waiting[peer]
+            else:
+                self._given_up.add(peer)
+                if self._restart:
+                    self._say("gave-up", peer, failure.text)
+        for peer in [peer for peer, due in self._waiting.items() if time.monotonic() >= due]:
+            del self._waiting[peer]
             self._workers.restart(peer)
             self._say("restarted", peer)
 
+    def _may_pass(self, peer: int, failure: Failure) -> bool:
+        """Tell whether a peer may fare better when it is started again; else a person must mend something."""
+        if failure.exit_code == BusyError.exit_code:  # its lock may outlive a machine that was lost
+            return self._tries[peer] > 0
+        return failure.exit_code == PeerFailedError.exit_code
+
+    def _restarts(self, failure: Failure) -> int:
+        """Give how often a peer is started again: seldom where it was killed before all have begun."""
+        if failure.killed and not all(map(self._has_joined, range(self._settings.topology.peers))):
+            return 0 if _oom_kills() > self._oom_kills else 1
+        return RESTARTS
+
+    def _hopeless(self) -> bool:
+        """Tell whether the others need not go on: a person must mend something, or they would wait in vain."""
+        failures = self._workers.failures()
+        if not all(self._may_pass(peer, failure) for peer, failure in failures.items()):
+            return True
+        return any(not self._workers.met or self._waited_for(peer) for peer in failures.keys() - self._waiting.keys())
+
+    def _waited_for(self, peer: int) -> bool:
+        """Tell whether the others wait for a peer that does not come: the first time, or without a deadline."""
+        experiment = self._settings.run.experiment
+        new = not self._resumed and not self._has_joined(peer)
+        return experiment.algorithm.exchange and experiment.mode == "sync" and (new or experiment.deadline == "none")
+
+    def _rounds_of(self, peer: int) -> int:
+        """Read how far a peer ever was from its file: who is killed takes reports along that are under way."""
+        said = self._settings.folder.said_by(peer)
+        return max((event.round + 1 for event in said if isinstance(event, RoundReport)), default=0)
+
+    def _has_joined(self, peer: int) -> bool:
+        """Tell whether a peer ever met its neighbours since the launch, by its file as well."""
+        if peer not in self._joined:
+            said = self._settings.folder.said_by(peer)
+            if any(isinstance(event, Joined) and event.time >= self._since for event in said):
+                self._joined.add(peer)
+        return peer in self._joined
+
+    def error(self) -> DslthError | None:
+        """Make the error that the run ends with out of those of its peers: what caused the others, or says most."""
+        failures = self._workers.failures()
+        if not failures:
+            return None
+        peer, failure = min(
+            failures.items(), key=lambda item: (item[1].exit_code == PeerFailedError.exit_code, item[0])
+        )
+        killed = {peer for peer, count in self._kills.items() if count} | {
+            peer for peer, failure in failures.items() if failure.killed
+        }
+        if killed and (failure.killed or failure.exit_code == JoinError.exit_code):
+            return PeerFailedError(self._of_the_killed(sorted(killed)))
+        kinds = {kind.exit_code: kind for kind in DslthError.__subclasses__()}
+        kind = kinds.get(failure.exit_code, PeerFailedError)
+        others = f" ({len(failures) - 1} more peers failed)" if len(failures) > 1 else ""
+        return kind(f"peer {peer}: {failure.text}{others}" if kind is PeerFailedError else failure.text)
+
+    def _of_the_killed(self, peers: Sequence[int]) -> str:
+        who = f"peer {peers[0]}" if len(peers) == 1 else f"peers {', '.join(map(str, peers[:20]))}"
+        more = f" and {len(peers) - 20} more" if len(peers) > 20 else ""
+        ended = _oom_kills() - self._oom_kills
+        why = f"the kernel ended {ended} for lack of memory" if ended > 0 else "often that is a lack of memory"
+        return f"{who}{more}: killed by signal 9 (SIGKILL); {why}: run fewer peers, smaller batches or a smaller model"
+
     def _say(self, what: events.Happening, peer: int, detail: str = "") -> None:
         noticed = events.Noticed(peer=peer, time=time.time(), round=self._rounds[peer], what=what, detail=detail)
-        with suppress(OSError), self._folder.happenings.open("a", encoding="utf-8") as file:
+        with suppress(OSError), self._settings.folder.happenings.open("a", encoding="utf-8") as file:
             file.write(noticed.model_dump_json() + "\n")
         self._watch(noticed)
 
 
-def _hopeless(workers: Workers, waiting: Mapping[int, float]) -> bool:
-    """Tell whether a peer failed for a reason that a person must mend, so that the others need not go on."""
-    failures = workers.failures()
-    mendable = any(failure.exit_code != PeerFailedError.exit_code for failure in failures.values())
-    return mendable or bool(failures.keys() - waiting.keys() and not workers.met)
-
-
-def _error(failures: dict[int, Failure]) -> DslthError:
-    """Make the error that a run ends with out of those of its peers: the first that says most."""
-    peer, failure = min(failures.items(), key=lambda item: (item[1].exit_code == PeerFailedError.exit_code, item[0]))
-    kinds = {kind.exit_code: kind for kind in DslthError.__subclasses__()}
-    kind = kinds.get(failure.exit_code, PeerFailedError)
-    others = f" ({len(failures) - 1} more peers failed)" if len(failures) > 1 else ""
-    return kind(f"peer {peer}: {failure.text}{others}" if kind is PeerFailedError else failure.text)
+def _oom_kills() -> int:
+    """Read how many processes the kernel has ended for lack of memory since it started; 0 where it does not say."""
+    with suppress(OSError):
+        found = re.search(r"^oom_kill (\d+)$", COUNTERS.read_text(), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
 
 
 def _failure(error: BaseException) -> Failure:
@@ -435,7 +584,7 @@ class _Processes:
             code = self._processes[peer].exitcode or 0
             if code:
                 how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-                self._failures[peer] = Failure(PeerFailedError.exit_code, how, "")
+                self._failures[peer] = Failure(PeerFailedError.exit_code, how, "", killed=code == -signal.SIGKILL)
         return alive
 
     def ask_to_end(self) -> None:
@@ -446,9 +595,10 @@ class _Processes:
 
     def end(self) -> None:
         """Kill who is left, and reap."""
-        for process in self._processes.values():
+        for peer, process in self._processes.items():
             if process.is_alive():
                 process.kill()
+                self._failures.setdefault(peer, Failure(PeerFailedError.exit_code, "did not end when asked to", ""))
             process.join()
         self.running()
         for pipe in self._pipes.values():

@@ -50,6 +50,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     weights = sum(joined[0].sizes) if joined else 0
     starts = [event.time for event in joined]
     ends = [events[-1].time for events in by_peer.values()]
+    times = [event.time for events in by_peer.values() for event in events]
     firsts = [event.time for events in by_peer.values() for event in events if _is_round(event, 0)]
     # a directed edge carries one message a round, for as many rounds as its sender completed
     sent_over = sum(len(event.neighbours) * _rounds(by_peer[event.peer]) for event in joined)
@@ -58,7 +59,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     return {
         "run_dir": str(folder.path),
         "rounds": max((peer["rounds_completed"] for peer in peers), default=0),
-        "seconds": round(max(ends) - started, 3),
+        "seconds": round(_running(times, folder.launches() or [started]), 3),
         "seconds_to_first_round": round(max(firsts) - started, 3) if len(firsts) == len(by_peer) else None,
         "accuracy_personal": _mean(peer["accuracy_personal"] for peer in peers),
         "accuracy_global": _mean(peer["accuracy_global"] for peer in peers),
@@ -76,6 +77,12 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "happenings": [event.model_dump(exclude={"event"}) for event in folder.noticed(by_peer)],
         "lines_ignored": others,
     }
+
+
+def _running(times: Sequence[float], launches: Sequence[float]) -> float:
+    """Add up the seconds from each launch to the last report before the next one: a pause is none of the run's time."""
+    spans = zip(launches, [*launches[1:], float("inf")], strict=True)
+    return sum(max((time for time in times if start <= time < end), default=start) - start for start, end in spans)
 
 
 def _processors(joined: Iterable[Joined]) -> dict[str, list[int]]:

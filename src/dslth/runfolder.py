@@ -6,30 +6,57 @@
     topology.yaml            the topology file as resolved; runs again as it is
     peers/peer-3.jsonl       reports of peer 3, a line each: joined, rounds, finished
     tickets/peer-3.safetensors   its personal model: seed, model name, shapes, packed mask
-    checkpoints/peer-3/          what it needs to go on after a crash, the last two
+    checkpoints/peer-3/          what it needs to go on, the last two; gone once the run has finished
     launcher.jsonl           which peers died and were started again
     summary.json             the figures of the run
+    locks/run                held by the launcher or collector that works here
+    locks/peer-3             held by the process that is peer 3
+
+Who holds a lock alone writes, and the kernel lets go of it when its process ends: files by themselves say nothing.
 """
 
 import json
+import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dslth import files
 from dslth.config import RunConfig
-from dslth.errors import MissingFileError, OutputError
-from dslth.events import Event, Noticed, parse
+from dslth.errors import BusyError, MissingFileError, OutputError
+from dslth.events import Event, Finished, Noticed, parse
 from dslth.topology import Topology
 
-__all__ = ["RunFolder"]
+__all__ = ["Launch", "RunFolder"]
 
+NAMED = re.compile(r"peer-(0|[1-9][0-9]{0,8})")
 VERSIONS_OF = ("dslth", "torch", "numpy", "pyzmq", "bitarray")
+
+
+class Launch(BaseModel):
+    """How the peers of a run were started, for whoever goes on with it: options of ``dslth run``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    transport: Literal["zeromq", "memory"] = "zeromq"
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+    restart: Literal["never", "on-failure"] = "on-failure"
+    orphans: bool = True
+    curve: bool = False
+    insecure: bool = False
+    faults: str | None = None
+    join_timeout: float = 60.0
 
 
 class RunFolder:
@@ -71,8 +98,59 @@ class RunFolder:
         """Where the launcher says what happened to processes."""
         return self.path / "launcher.jsonl"
 
-    def begin(self, run: RunConfig, topology: Topology) -> None:
-        """Write manifest and topology, the graph as its edges; raises OutputError."""
+    # --- whose it is ------------------------------------------------------------------------------------------------
+
+    def _lock(self, peer: int | None) -> Path:
+        return self.path / "locks" / ("run" if peer is None else f"peer-{peer}")
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the folder, as a launcher or collector does; raises BusyError where anyone else is at work in it.
+
+        On a file system without locks a note says so, and nothing keeps others out.
+        """
+        with self._held(self._lock(None), f"{self.path} is in use") as works:
+            if not works:
+                print(f"dslth: note: {self.path} has no locks: start nothing else in it", file=sys.stderr)  # noqa: T201
+            at_work = [f"{path.name} ({by})" for path in self._peers("locks/peer-*") if (by := files.holder(path))]
+            if at_work:
+                who = ", ".join(at_work[:3]) + (f" and {len(at_work) - 3} more" if len(at_work) > 3 else "")
+                who = who.replace("peer-", "peer ")
+                raise BusyError(f"{self.path} is in use: {who} still at work; wait until they end, or end them")
+            yield
+
+    @contextmanager
+    def owned_by(self, peer: int) -> Iterator[None]:
+        """Own the files of a peer, as its process does; raises BusyError where another process is that peer."""
+        with self._held(self._lock(peer), f"peer {peer} is at work in {self.path} already"):
+            yield
+
+    def check_free(self) -> None:
+        """Raise BusyError where a launcher or collector owns the folder."""
+        if (by := files.holder(self._lock(None))) is not None:
+            raise BusyError(f"{self.path} is in use ({by}); choose another folder with --out, or wait for its end")
+
+    @contextmanager
+    def _held(self, path: Path, otherwise: str) -> Iterator[bool]:
+        try:
+            lock = files.Lock(path)
+        except BlockingIOError:
+            by = files.holder(path) or "another process"
+            raise BusyError(f"{otherwise} ({by}); wait for its end, or choose another folder") from None
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from None
+        try:
+            yield lock.works
+        finally:
+            lock.release()
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def begin(self, run: RunConfig, topology: Topology, launch: Launch | None = None, *, anew: bool = True) -> None:
+        """Write manifest and topology, the graph as its edges; raises OutputError.
+
+        Not ``anew``: the manifest goes on, and notes when.
+        """
         manifest = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "launched": time.time(),
@@ -83,12 +161,21 @@ class RunFolder:
             "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
             "machine": {"system": platform.platform(), "processors": os.cpu_count()},
         }
+        if not anew and (launches := self.launches()):
+            before = self.manifest()
+            manifest |= {key: before[key] for key in ("started", "launched", "command") if key in before}
+            manifest["resumed"] = [*launches[1:], time.time()]
+        if launch is not None:
+            manifest["launch"] = launch.model_dump()
         resolved = run.model_copy(update={"graph": topology.to_config()})
-        self._write("manifest.json", json.dumps(manifest, indent=2) + "\n")
         self._write("topology.yaml", resolved.to_yaml())
+        self._write("manifest.json", json.dumps(manifest, indent=2) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write ``summary.json``, and into the manifest what only those who have torch loaded know: the processors."""
+        """Write ``summary.json``, and into the manifest what only those who have torch loaded know: the processors.
+
+        Raises OutputError.
+        """
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
         manifest, processors = self.manifest(), summary.get("processors")
         machine = manifest.get("machine")
@@ -97,15 +184,22 @@ class RunFolder:
             self._write("manifest.json", json.dumps(manifest, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        part = self.path / f".{name}.{os.getpid()}"  # peers that share a folder write the same files
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, self.path / name)
+            files.replace(self.path / name, text.encode())
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.path / name}: {error.strerror}; choose another folder with --out"
             ) from None
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _peers(self, pattern: str) -> list[Path]:
+        """List what is named after a peer, in the order of their numbers."""
+        return sorted((path for path in self.path.glob(pattern) if NAMED.fullmatch(path.stem)), key=_number)
+
+    def said_by(self, peer: int) -> list[Event]:
+        """Read what a peer said, in order; another peer's lines in its file are left out."""
+        return [event for event in _events(self.reports(peer)) if event is not None and event.peer == peer]
 
     def events(self) -> dict[int, Sequence[Event]]:
         """Read the reports of all peers that have any; raises MissingFileError where there are none."""
@@ -116,17 +210,22 @@ class RunFolder:
 
         Raises MissingFileError where there are no reports.
         """
-        found: dict[int, list[Event]] = {}
+        found: dict[int, Sequence[Event]] = {}
         others = 0
-        for path in self.path.glob("peers/peer-*.jsonl"):
-            for event in _events(path):
-                if event is not None and path == self.reports(event.peer):
-                    found.setdefault(event.peer, []).append(event)
-                else:
-                    others += 1
+        for path in self._peers("peers/peer-*.jsonl"):
+            said = list(_events(path))
+            mine = [event for event in said if event is not None and event.peer == _number(path)]
+            others += len(said) - len(mine)
+            if mine:
+                found[_number(path)] = mine
         if not found:
             raise MissingFileError(f"{self.path} is no run folder: it has no peers/peer-*.jsonl with reports")
-        return dict(sorted(found.items())), others
+        return found, others
+
+    def have_finished(self, peers: Iterable[int], rounds: int) -> bool:
+        """Tell whether all these peers have played so many rounds and ended in good order."""
+        lasts = (([None, *self.said_by(peer)])[-1] for peer in peers)
+        return all(isinstance(last, Finished) and last.rounds_completed >= rounds for last in lasts)
 
     def noticed(self, by_peer: Mapping[int, Iterable[Event]]) -> list[Noticed]:
         """Pick what was out of the ordinary from what peers said, and add the launcher's, in the order of time."""
@@ -136,19 +235,48 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         """Read ``manifest.json``; empty where it is not there or holds something else."""
         try:
-            found = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            found = json.loads(b"\n".join(_lines(self.path / "manifest.json")))
+        except (MissingFileError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
+    def launch(self) -> Launch:
+        """Read how the run was launched; by default where the manifest does not say."""
+        try:
+            return Launch.model_validate(self.manifest().get("launch", {}))
+        except ValidationError:
+            return Launch()
+
+    def launches(self) -> list[float]:
+        """Read the Unix times at which the run was launched and gone on with, where the manifest says so."""
+        manifest = self.manifest()
+        resumed = manifest.get("resumed")
+        found = [manifest.get("launched"), *(resumed if isinstance(resumed, list) else [])]
+        return [float(time) for time in found if _is_time(time)] if _is_time(found[0]) else []
+
     def launched(self) -> float | None:
-        """Give the Unix time at which the run was launched, where the manifest says so."""
-        found = self.manifest().get("launched")
-        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+        """Read the Unix time at which the run was launched, where the manifest says so."""
+        return next(iter(self.launches()), None)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("peer-"))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e11 and math.isfinite(value)
 
 
 def _events(path: Path) -> Iterator[Event | None]:
     """Read a file of reports line by line, None for what is none; nothing where there is no file."""
-    if path.is_file():
-        with path.open("rb") as file:
-            yield from (parse(line) for line in file if line.strip())
+    return (parse(line) for line in _lines(path) if line.strip())
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Read the lines of a file; none where it is not there or no file, MissingFileError where it cannot be read."""
+    if not path.is_file():  # a pipe would be waited for
+        return []
+    try:
+        return path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise MissingFileError(f"cannot read {path}: {error.strerror}") from None

@@ -1,5 +1,6 @@
 """Where a peer's reports go: its own file first, then whoever listens."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,8 @@ class JsonLines:
         self._path, self._broken = path, False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise OSError(errno.EINVAL, "it is no file")
             torn = append and path.is_file() and not path.read_bytes().endswith(b"\n")
             self._file = path.open("a" if append else "w", encoding="utf-8", buffering=1)
             if torn:

@@ -1,7 +1,6 @@
 """A ticket: a finished personal model as a file. The mask, packed; the weights come back from the seed."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from dslth import files
 from dslth.config import ExperimentConfig
 from dslth.errors import MissingFileError, OutputError
 from dslth.masks import BitMask
@@ -39,11 +39,8 @@ def store(ticket: Ticket, path: Path) -> None:
         "shapes": json.dumps(ticket.shapes),
         "digest": ticket.mask.digest,
     }
-    part = path.with_suffix(".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save(tensors, metadata))
-        os.replace(part, path)
+        files.replace(path, save(tensors, metadata))
     except OSError as error:
         raise OutputError(f"cannot write the ticket {path}: {error.strerror}") from None
 

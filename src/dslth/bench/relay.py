@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
-from dslth import events
+from dslth import events, files
 from dslth.config import RunConfig
 from dslth.launcher import run_one
 from dslth.runfolder import RunFolder
@@ -180,12 +180,8 @@ def behind_relays(
     """Be a peer (see ``launcher.run_one``) that reaches its neighbours through relays, and notes where it is itself."""
 
     def through_relays(address: str) -> Sequence[str]:
-        note = _note(folder, peer)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        part = note.with_suffix(".part")
         me = Whereabouts(os.getpid(), psutil.Process().create_time(), int(address.rpartition(":")[2]))
-        part.write_text(json.dumps(me), encoding="utf-8")
-        os.replace(part, note)
+        files.replace(_note(folder, peer), json.dumps(me).encode())
         addresses = list(meet(address))
         for neighbour in topology.neighbours(peer):
             addresses[neighbour] = f"tcp://{HOST}:{ports[peer, neighbour]}"
