@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -73,8 +74,21 @@ def test_the_last_two_are_kept_and_nothing_else_is_left(folder):
         "round-00001000.safetensors",
     ]
     assert folder.load(RUN, SIZES)[0].round == 1000
+    (folder.folder / ".round-00001005.safetensors.17").write_bytes(b"the process was killed in its midst")
+    folder.save(some(1010))
+    assert sorted(path.name for path in folder.folder.iterdir()) == [
+        "round-00001000.safetensors",
+        "round-00001010.safetensors",
+    ]
     folder.clear()
-    assert list(folder.folder.iterdir()) == []
+    assert not folder.folder.parent.exists()
+    folder.clear()
+
+
+def test_what_is_no_file_is_no_checkpoint(folder):
+    folder.save(some(5))
+    os.mkfifo(folder.folder / "round-00000009.safetensors")
+    assert folder.load(RUN, SIZES)[0].round == 5
 
 
 def test_torn_at_any_length_the_one_before_serves(folder):
@@ -117,7 +131,7 @@ def test_arbitrary_bytes_are_one_clear_line(tmp_path_factory, content):
 def test_another_runs_checkpoint_is_not_used_and_neither_is_one_before_it(folder):
     folder.save(some(5))
     folder.save(replace(some(10), run="00" * 16))
-    with pytest.raises(CheckpointError, match="belongs to another run"):
+    with pytest.raises(CheckpointError, match=f"belongs to another run: .* or remove {folder.folder} to begin anew"):
         folder.load(RUN, SIZES)
 
 
@@ -187,19 +201,20 @@ def test_a_peer_whose_disk_is_full_says_so_once_and_learns_on(commands, topology
 
 
 def test_a_torn_checkpoint_of_a_stopped_run_costs_rounds_and_not_the_run(commands, topology_file, tmp_path):
-    file, out = topology_file(rounds=100_000, checkpoint_every=2, evaluate_every=100_000), tmp_path / "run"
-    run = commands.start("dslth", "run", "-t", file, "--out", out)
+    rounds = {"rounds": 100_000, "checkpoint_every": 2, "evaluate_every": 100_000, "keep_checkpoints": True}
+    run = commands.start("dslth", "run", "-t", topology_file(**rounds), "--out", out := tmp_path / "run")
     wait_for(lambda: rounds_done(out, 3) >= 9)
     run.terminate()
     run.communicate(timeout=60)
     for newest in (sorted(kept.iterdir())[-1] for kept in out.glob("checkpoints/*")):
         newest.write_bytes(newest.read_bytes()[:1000])
-    again = commands.run("dslth", "run", "--resume", out, "--rounds", rounds_done(out, 3) + 2, "--json")
+    done = rounds_done(out, 3) + 2
+    again = commands.run("dslth", "run", "--resume", out, "--rounds", done, "--json")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("the one before it serves") == 3
     for old in out.glob("checkpoints/*/*"):
         old.write_bytes(b"")
-    anew = commands.run("dslth", "run", "--resume", out)
+    anew = commands.run("dslth", "run", "--resume", out, "--rounds", done + 2)
     assert anew.returncode == CheckpointError.exit_code
     assert anew.stderr.count("\n") == 1
     assert "remove it to begin anew" in anew.stderr

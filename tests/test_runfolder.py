@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -331,6 +333,26 @@ def test_a_peer_alone_removes_its_own_when_it_is_done_and_not_when_it_is_ended(c
     for peer in [commands.start("dslth-peer", "--id", peer, *own, "--rounds", rounds) for peer in range(PEERS)]:
         assert summary_of(peer)["rounds_completed"] == rounds
     assert not (out / "checkpoints").exists()
+
+
+def test_what_the_line_about_another_runs_checkpoint_advises_works(commands, topology_file, tmp_path):
+    own = ["-t", topology_file(**LONG), "--id", 0, "--no-exchange", "--out", out := tmp_path / "run", "--quiet"]
+    peer = commands.start("dslth-peer", *own)
+    wait_for(lambda: list(out.glob("checkpoints/*/*.safetensors")))
+    peer.terminate()
+    peer.communicate(timeout=60)
+    before = {path: path.read_bytes() for path in everything(out) if "locks" not in path.parts}
+    done = commands.run("dslth-peer", *own, "--seed", 8)
+    assert (done.returncode, len(done.stderr.splitlines())) == (13, 1)
+    assert "other seed" in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    (out / "topology.yaml").unlink()
+    done = commands.run("dslth-peer", *own, "--seed", 8)
+    assert (done.returncode, len(done.stderr.splitlines())) == (13, 1)
+    shutil.rmtree(re.search("remove (.*) to begin anew", done.stderr)[1])
+    done = commands.run("dslth-peer", *own, "--seed", 8, "--rounds", 3)
+    assert done.returncode == 0, done.stderr
+    assert len(rounds_of(out)) == 3
 
 
 def test_a_run_of_which_some_peers_have_finished_goes_on(commands, topology_file, tmp_path):

@@ -547,6 +547,8 @@ def _peer(
         if folder.have_finished([peer], settings.experiment.rounds):
             checkpoints.clear()
         anew = not checkpoints.files()
+        if not anew and (folder.path / "topology.yaml").is_file():
+            launcher.check_resumable(settings, graph_of_peers, folder)
         folder.begin(settings, graph_of_peers, anew=anew)
         if anew:
             folder.reports(peer).unlink(missing_ok=True)  # those of a run before

@@ -303,7 +303,8 @@ def check_resumable(run: RunConfig, topology: Topology, folder: RunFolder) -> No
     known = config.identity(before, build(before.graph, before.experiment.seed).digest)
     if differ := [key for key, value in config.identity(run, topology.digest).items() if known.get(key) != value]:
         raise CheckpointError(
-            f"{folder.path} belongs to another run: other {', '.join(differ[:3])}; leave the option out, or begin anew"
+            f"{folder.path} belongs to another run: other {', '.join(differ[:3])}; "
+            "leave out what makes it another, or choose another folder with --out"
         )
     peers, done = range(topology.peers), before.experiment.rounds
     kept = all(Checkpoints(folder.checkpoints(peer)).files() for peer in peers)
