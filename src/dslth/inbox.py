@@ -97,10 +97,10 @@ class Inbox:
         """Wait up to ``timeout`` seconds for a report; None without one, or where what came is dropped."""
         if not self._pull.poll(int(1000 * timeout)):
             return None
-        frame, alone, fd = self._pull.recv(copy=False), True, -1
-        while self._pull.getsockopt(zmq.RCVMORE):
-            self._pull.recv()
-            alone = False
+        last = frame = self._pull.recv(copy=False)
+        alone, fd = not frame.more, -1
+        while last.more:
+            last = self._pull.recv(copy=False)
         with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such word
             fd = int(frame.get(zmq.SRCFD))
         if self._guard:

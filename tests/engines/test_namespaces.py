@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from containers import sh
+from dslth.runfolder import RunFolder
+from live import rounds, rounds_done, wait_for, write_topology
 
 PEERS = 10
 PEER = Path(sys.executable).with_name("dslth-peer")
@@ -57,3 +60,46 @@ def test_without_keys_a_peer_does_not_talk_over_a_network(machines, processes, m
     _, stderr = peer.communicate(timeout=60)
     assert peer.returncode not in (0, 1), stderr
     assert "--insecure" in stderr
+
+
+@pytest.fixture
+def names(machines, processes, tmp_path):
+    """A name server that all machines ask; a name that is taken out of the folder is not answered for."""
+    hub = machines[0].rpartition("-")[0] + "-hub"
+    sh("ip", "-n", hub, "address", "add", "10.77.0.250/24", "dev", "bridge")
+    folder = tmp_path / "names"
+    folder.mkdir()
+    for i, machine in enumerate(machines):
+        (folder / f"peer-{i}.dslth.test").write_text(f"10.77.0.{i + 1}")
+        settings = Path("/etc/netns", machine)  # where ip-netns looks for what a namespace has of its own under /etc
+        settings.mkdir(parents=True)
+        (settings / "resolv.conf").write_text("nameserver 10.77.0.250\n")
+    line = [sys.executable, Path(__file__).with_name("names_server.py"), "10.77.0.250", folder]
+    server = processes("ip", "netns", "exec", hub, *line)
+    assert server.stdout.readline() == "up\n"
+    yield folder
+    server.kill()
+    for machine in machines:
+        shutil.rmtree(Path("/etc/netns", machine))
+
+
+def test_a_dead_peer_and_a_silent_name_server_do_not_cut_living_neighbours_apart(machines, names, processes, tmp_path):
+    network = {"host": "peer-{id}.dslth.test", "port": 47100}
+    file = write_topology(tmp_path / "t.yaml", network=network, rounds=1500, deadline=2, evaluate_every=1500)
+    out = tmp_path / "run"
+    peers = []
+    for i, machine in enumerate(machines[:3]):
+        line = [PEER, "--id", i, "-t", file, "--out", out, "--insecure", "--quiet"]
+        peers.append(processes("ip", "netns", "exec", machine, *line))
+    wait_for(lambda: rounds_done(out, 3) >= 5)
+    (names / "peer-1.dslth.test").unlink()
+    peers[1].kill()
+    peers[1].wait()
+    for living in (peers[0], peers[2]):
+        _, stderr = living.communicate(timeout=280)
+        assert living.returncode == 0, stderr
+    for peer, other in ((0, 2), (2, 0)):
+        played = rounds(RunFolder(out).said_by(peer))
+        assert len(played) == 1500
+        assert sum(1 in report.missing for report in played) > 1000
+        assert not any(other in report.missing for report in played)

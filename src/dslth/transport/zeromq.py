@@ -33,7 +33,7 @@ LINGER_MS = 2_000
 RECONNECT_MS = (100, 2_000)
 ENCRYPTION = 64
 """Bytes that CURVE adds to a frame, at most (in practice 33)."""
-HELD = 20
+HELD = 8
 """Largest messages that a connection may have waiting here, the one that is not whole yet among them."""
 NAMES_SECONDS = 0.2
 """How often the numbers of names are looked at while a connection is wanted."""
@@ -371,10 +371,11 @@ class ZeroMqTransport:
 
 def _received(router: "zmq.Socket[bytes]") -> tuple[bytes, zmq.Frame, bytes | None]:
     """Return a message's route, first frame and content, None where it has more frames; none of those is kept."""
-    name, frame = router.recv(), zmq.Frame()
-    frames = 0
-    while router.getsockopt(zmq.RCVMORE):
-        received = router.recv(copy=False)
-        frame = frame if frames else received
+    frame = router.recv(copy=False)
+    name, frames = frame.bytes, 0
+    first = frame
+    while frame.more:
+        frame = router.recv(copy=False)
         frames += 1
-    return name, frame, frame.bytes if frames == 1 else None
+        first = first if frames > 1 else frame
+    return name, first, first.bytes if frames == 1 else None
