@@ -14,18 +14,12 @@ with atheris.instrument_imports(include=["dslth"]):
     from receiver import HISTORY, ME, read
 
 
-def message(data):
-    """A header of its own length, then the payload."""
-    cut = 1 + data[0] % wire.MAX_HEADER
-    read([data[1:cut], data[cut:]])
-
-
 def mask(data):
     header = wire.Header(wire.VERSION, Kind.MASK, 0, 1, 3, 0, data[0] % 5, 0, 0)
     wire.read_mask(header, data[1:], ME, HISTORY)
 
 
-READERS = [message, mask, wire.read_hello, wire.read_refusal]
+READERS = [read, mask, wire.read_hello, wire.read_refusal]
 
 
 def one_input(data):

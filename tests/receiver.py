@@ -12,8 +12,9 @@ ME = wire.Hello(DIGEST, SIZES, (12, 6))
 HISTORY = History(Forecast([np.zeros(n, np.float32) for n in SIZES], ME.ones))
 
 
-def read(frames):
+def read(message):
     """What a peer does with a message, as far as reading it goes."""
+    frames = wire.split(message)
     header = wire.read_header(frames, SIZES)
     match header.kind:
         case Kind.HELLO | Kind.WELCOME:

@@ -103,21 +103,20 @@ def test_a_lie_is_sealed_as_the_truth_is(frames):
 
 
 @settings(max_examples=500)
-@given(st.lists(st.binary(max_size=200), max_size=4))
-def test_no_bytes_do_more_than_be_refused(frames):
+@given(st.none() | st.binary(max_size=400))
+def test_no_bytes_do_more_than_be_refused(message):
     with pytest.raises(Refused):
-        read(frames)
+        read(message)
 
 
 @settings(max_examples=500)
 @given(st.sampled_from(TRUE), st.data())
 def test_a_flipped_bit_is_refused(frames, data):
-    which = data.draw(st.sampled_from([n for n in (0, 1) if frames[n]]))
-    damaged = bytearray(frames[which])
+    damaged = bytearray(b"".join(frames))
     bit = data.draw(st.integers(0, 8 * len(damaged) - 1))
     damaged[bit // 8] ^= 1 << bit % 8
     with pytest.raises(Refused):
-        read([bytes(damaged) if n == which else frames[n] for n in (0, 1)])
+        read(bytes(damaged))
 
 
 @settings(max_examples=500)
@@ -135,7 +134,7 @@ def test_coverage_guided_fuzzing_finds_nothing_in_a_bounded_time(tmp_path):
     target, corpus = Path(__file__).with_name("fuzz_target.py"), tmp_path / "corpus"
     corpus.mkdir()
     for number, (header, payload) in enumerate(TRUE):  # in the form that the target reads
-        (corpus / str(number)).write_bytes(bytes([0, len(header)]) + header + payload)
+        (corpus / str(number)).write_bytes(bytes([0]) + header + payload)
     done = subprocess.run(
         [sys.executable, target, "-max_total_time=5", "-verbosity=0", f"-artifact_prefix={tmp_path}/", corpus],
         capture_output=True,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import zmq
 
-from dslth import config, neighbourhood, topology, wire
+from dslth import codecs, config, neighbourhood, topology, wire
 from dslth.config import identity
 from dslth.learner import Learner
 from dslth.neighbourhood import Place
@@ -21,6 +21,7 @@ from dslth.sinks import Call
 from dslth.transport.zeromq import ZeroMqTransport
 from dslth.wire import Kind
 from scene import mask_message, refused_after
+from tap import free_ports
 
 # --- a neighbour that moves -----------------------------------------------------------------------------------------
 
@@ -146,6 +147,37 @@ def test_a_mask_from_far_ahead_skips_a_bounded_number_of_rounds(scene):
     skips = [after.round - before.round for before, after in itertools.pairwise(s.rounds)]
     assert max(skips) <= neighbourhood.SKIP + 1
     s.stop.set()
+
+
+def test_a_peer_that_is_led_to_the_end_says_so_and_does_not_end_with_0(commands, topology_file):
+    base = free_ports(2)
+    file = topology_file(
+        graph={"kind": "line", "peers": 2}, network={"base_port": base}, rounds=300, deadline=2, evaluate_every=300
+    )
+    run = config.load(file)
+    graph = topology.build(run.graph, run.experiment.seed)
+    mask = Learner(1, 2, run.experiment, run.device(1)).mask()
+    settings = identity(run, graph.digest) | {"layout": "+".join(map(str, mask.sizes))}
+    me = wire.Hello(wire.run_digest(settings), mask.sizes, mask.ones)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
+        router.linger = dealer.linger = 0
+        router.bind(f"tcp://127.0.0.1:{base + 1}")
+        dealer.connect(f"tcp://127.0.0.1:{base}")
+        peer = commands.start("dslth-peer", "--id", 0, "-t", file, "--out", "run", "--quiet")
+        dealer.send(b"".join(wire.hello(Kind.HELLO, me, 1, 0)))
+        round_ = 0
+        while peer.poll() is None:
+            while router.poll(50):
+                route, message = router.recv_multipart()
+                header = wire.read_header(wire.split(message), mask.sizes)
+                if header.kind == Kind.HELLO:
+                    router.send_multipart([route, b"".join(wire.hello(Kind.WELCOME, me, 1, 0))])
+                round_ = min(299, header.round + 40)  # always far ahead, with a mask that can be read
+                packed = mask.pack()
+                dealer.send(wire.mask_header(me.digest, 1, round_, packed, codecs.BITPACK, 0, None) + packed)
+        _, stderr = peer.communicate(timeout=60)
+    assert peer.returncode == 17, stderr
+    assert "of 300 rounds" in stderr.strip().splitlines()[-1]
 
 
 def test_who_holds_nothing_over_and_over_is_answered_once_in_a_while(scene):

@@ -661,3 +661,40 @@ def _listens(port):
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
     return False
+
+
+@pytest.mark.parametrize("keys_of", [None, "pairs"])
+def test_the_guard_knows_to_the_byte_what_waits(transports, pairs, keys_of):
+    a, _ = transports(*([pairs(0, 1)] if keys_of else []))
+    b, address = transports(*([pairs(1, 0)] if keys_of else []))
+    reach(a, 1, address)
+    sizes = [0, 1, 222, 223, 255, 256, 1000, 65_536 // 5, LARGEST] * 20
+    for number, size in enumerate(sizes):
+        while not a.send(1, bytes(size)):  # where it learns that there is room in its queue again
+            a.receive(0)
+        assert len(next_from(b).message) == size
+        if number == 0:
+            (watched,) = wait_for(lambda: list(b._guard._open.values()))
+            watched.connection.refresh()
+            greeted = watched.connection.taken - watched.given  # what was said before the first message
+    watched.connection.refresh()
+    assert watched.connection.taken - watched.given == greeted
+    assert greeted < 1024
+
+
+def test_a_peer_that_reads_slowly_is_not_filled_by_one_that_writes_fast(transports, clients):
+    t, address = transports()
+    process = psutil.Process()
+    with stranger(address) as raw:
+        before = process.memory_info().rss
+        sent = 0
+        word = b"\x00\x64" + bytes(100)
+        raw.settimeout(0.01)
+        with contextlib.suppress(ConnectionError):
+            while sent < ENDLESS // 8:
+                t.receive(0)  # a message now and then, while thousands come
+                with contextlib.suppress(TimeoutError):
+                    sent += raw.send(100 * word)
+        assert sent < ENDLESS // 8
+    wait_for(lambda: t.refused() == {"flood": 1})
+    assert process.memory_info().rss - before < MOST

@@ -306,6 +306,7 @@ def _tell(outcome: launcher.Outcome, *, as_json: bool) -> None:
         raise typer.Exit(130)
     if outcome.failure is not None:
         raise outcome.failure
+    report.check_played(outcome.summary.get("peers", ()))
 
 
 def _title(topology_file: str, settings: config.RunConfig) -> str:
@@ -386,7 +387,7 @@ def collect(
                     collector.collect(inbox, stop, watch, patience)
             finally:
                 collector.close()
-                _sum_up(folder, as_json=as_json)
+                peers = _sum_up(folder, as_json=as_json)
         finally:
             inbox.close()
     if refused := inbox.refused():
@@ -394,10 +395,11 @@ def collect(
         err.print(f"note: reports refused: {counts}", soft_wrap=True)
     if stop.is_set():
         raise typer.Exit(130)
+    report.check_played(peers)
 
 
-def _sum_up(folder: RunFolder, *, as_json: bool) -> None:
-    """Show and write the summary of a folder that has reports."""
+def _sum_up(folder: RunFolder, *, as_json: bool) -> list[dict[str, Any]]:
+    """Show and write the summary of a folder that has reports; return its peers."""
     with suppress(MissingFileError):
         summary = report.summarise(folder)
         if as_json:
@@ -405,6 +407,8 @@ def _sum_up(folder: RunFolder, *, as_json: bool) -> None:
         else:
             _show(folder, summary)
         folder.write_summary(summary)
+        return list(summary["peers"])
+    return []
 
 
 # --- dslth inspect, dslth topology ----------------------------------------------------------------------------------
@@ -590,6 +594,7 @@ def _peer(
         )
     if stop.is_set():
         raise typer.Exit(130)
+    report.check_played([summary])
 
 
 def _say(event: Event, rounds: int) -> None:

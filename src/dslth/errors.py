@@ -16,7 +16,8 @@
     ├── CheckpointError    13   a checkpoint is damaged, or another run's
     ├── SecurityError      14   a key is missing, damaged, or readable by others
     ├── BusyError          15   another process works in the run folder
-    └── LimitError         16   the system allows a process less memory or fewer files than a run needs
+    ├── LimitError         16   the system allows a process less memory or fewer files than a run needs
+    └── SkippedError       17   a peer skipped more rounds than it played, to keep up with its neighbours
 
 Exit code 0 means done, 2 a misspelt command line (said by the option parser), 130 Ctrl-C.
 """
@@ -34,6 +35,7 @@ __all__ = [
     "OutputError",
     "PeerFailedError",
     "SecurityError",
+    "SkippedError",
     "TopologyError",
     "UnknownPeerError",
     "WrongRunError",
@@ -128,3 +130,9 @@ class LimitError(DslthError):
     """The system allows a process less than a run needs."""
 
     exit_code = 16
+
+
+class SkippedError(DslthError):
+    """A peer skipped more rounds than it played."""
+
+    exit_code = 17

@@ -3,6 +3,7 @@
 Who collects lets in the peers' keys and no others, and whoever comes in speaks for itself alone.
 """
 
+from array import array
 from collections import Counter
 from contextlib import suppress
 
@@ -98,14 +99,15 @@ class Inbox:
         if not self._pull.poll(int(1000 * timeout)):
             return None
         last = frame = self._pull.recv(copy=False)
-        alone, fd = not frame.more, -1
+        lengths, fd = array("L", [len(frame)]), -1
         while last.more:
             last = self._pull.recv(copy=False)
+            lengths.append(len(last))
         with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such word
             fd = int(frame.get(zmq.SRCFD))
         if self._guard:
-            self._guard.delivered(fd)
-        event = parse(frame.bytes) if alone else None
+            self._guard.delivered(fd, lengths)
+        event = parse(frame.bytes) if len(lengths) == 1 else None
         if event is None or not 0 <= event.peer < self._peers:
             self._refused["no-report"] += 1
             return None

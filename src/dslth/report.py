@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dslth.errors import ConfigError, OutputError
+from dslth.errors import ConfigError, OutputError, SkippedError
 from dslth.events import Event, Finished, Joined, RoundReport
 from dslth.runfolder import RunFolder
 from dslth.tables import Fitted, new_table, shortened
@@ -19,6 +19,7 @@ from dslth.topology import Topology
 __all__ = [
     "LiveTable",
     "amount",
+    "check_played",
     "decimal",
     "draw",
     "edge_table",
@@ -85,6 +86,18 @@ def _running(times: Sequence[float], launches: Sequence[float]) -> float:
     return sum(max((time for time in times if start <= time < end), default=start) - start for start, end in spans)
 
 
+def check_played(peers: Iterable[Mapping[str, Any]]) -> None:
+    """Raise SkippedError where one of these peers of a summary skipped more rounds than it played."""
+    few = [peer for peer in peers if 2 * peer["rounds_played"] < peer["rounds_completed"]]
+    if few:
+        more = f", and {len(few) - 1} more peers likewise" if len(few) > 1 else ""
+        who, played, rounds = few[0]["id"], few[0]["rounds_played"], few[0]["rounds_completed"]
+        raise SkippedError(
+            f"peer {who} played {played:,} of {rounds:,} rounds and skipped the others to keep up with its neighbours"
+            f"{more}; it learned little: look at its neighbours, and at the time line in 'dslth inspect'"
+        )
+
+
 def _processors(joined: Iterable[Joined]) -> dict[str, list[int]]:
     """Return the peers by what they computed with; one that went on on another machine is there twice."""
     found: defaultdict[str, set[int]] = defaultdict(set)
@@ -121,6 +134,7 @@ def _summarise_peer(peer: int, events: Sequence[Event]) -> dict[str, Any]:
         "link_bytes_sent": _sum(link.link_sent for link in links),
         "link_bytes_received": _sum(link.link_received for link in links),
         "rounds_completed": finished.rounds_completed if finished else len(rounds),
+        "rounds_played": len(rounds),
         "missing": sum(len(event.missing) for event in rounds),
         "refused": dict(finished.refused if finished else rounds[-1].refused if rounds else {}),
     }

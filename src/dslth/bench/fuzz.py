@@ -33,6 +33,8 @@ BEGIN_ROUND = 20
 GROWTH = 0.05
 PATIENCE_SECONDS = 120.0
 """How long the victim may take to count what was sent."""
+MOUTHS, MOUTHFUL = 16, 6
+"""Connections that say it, and how many messages each may have said that are not counted yet."""
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 1 + 31)
 
 
@@ -153,7 +155,7 @@ class _Fuzzer(threading.Thread):
     def __init__(self, sent: Iterator[list[bytes]], stream: Stream, count: int, connections: int) -> None:
         super().__init__(name="dslth-fuzz", daemon=True)
         self._sent, self._stream, self._count, self._connections = sent, stream, count, connections
-        self._going, self._refused = threading.Event(), 0
+        self._going, self._counted, self._refused = threading.Event(), threading.Event(), 0
         self.folder: RunFolder | None = None
         self.peers: range = range(0)
         self.begun = self.ended = 0
@@ -166,6 +168,7 @@ class _Fuzzer(threading.Thread):
                 self.begun = event.round
                 self._going.set()
             self._refused = sum(n for reason, n in event.refused.items() if reason in set(Refusal))
+            self._counted.set()
 
     def run(self) -> None:
         """Do all of it."""
@@ -188,21 +191,26 @@ class _Fuzzer(threading.Thread):
                 stranger.sendall(_garbage(self._stream))
 
     def _say(self, port: int) -> None:
+        """Say everything, by several mouths: a stranger that has more than a little waiting there is cut off."""
         context = zmq.Context()
-        dealer = context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.connect(f"tcp://{HOST}:{port}")
+        mouths = [context.socket(zmq.DEALER) for _ in range(MOUTHS)]
+        for mouth in mouths:
+            mouth.setsockopt(zmq.LINGER, 0)
+            mouth.connect(f"tcp://{HOST}:{port}")
         give_up, sent = time.monotonic() + PATIENCE_SECONDS, 0
         while self._refused < self._count and time.monotonic() < give_up:  # closed before, it would take words along
-            can_send = zmq.POLLOUT if sent < self._count else 0
-            ready = dealer.poll(100, zmq.POLLIN | can_send)
-            if ready & zmq.POLLIN:
-                dealer.recv_multipart()  # what differs, says the victim
-            if ready & zmq.POLLOUT:
-                dealer.send_multipart(next(self._sent))
-                sent, give_up = sent + 1, time.monotonic() + PATIENCE_SECONDS
-        dealer.close()
-        context.term()
+            for mouth in mouths:
+                while mouth.poll(0):
+                    mouth.recv_multipart()  # what differs, says the victim
+            if self._refused < sent:
+                self._counted.wait(0.1)
+                self._counted.clear()
+                continue
+            give_up = time.monotonic() + PATIENCE_SECONDS
+            for number in range(min(MOUTHS * MOUTHFUL, self._count - sent)):
+                mouths[number % MOUTHS].send_multipart(next(self._sent))
+                sent += 1
+        context.destroy(linger=0)
 
 
 def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connections: int) -> Figures:

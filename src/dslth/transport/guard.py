@@ -10,7 +10,7 @@ given from it.
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -25,6 +25,8 @@ PER_NEIGHBOUR = 2
 """Connections of one neighbour that may be open at once: the one in use, and one that it does not know to be dead."""
 PATIENCE = 4
 """How many times as much a neighbour may have waiting here as a stranger: one that is faster sends ahead."""
+CURVE = 33
+"""Bytes that CURVE adds to a frame: a name, a nonce, flags and a seal."""
 LOOK_SECONDS = 0.05
 """How often the connections are looked at; what a connection can send in that time is held beyond the bound."""
 LOOK_SHARE = 0.1
@@ -42,16 +44,12 @@ EVENTS = (
 
 
 class _Watched:
-    """A connection: whose it is (None: nobody knows yet), and what it has said.
-
-    ``spoke``: it has delivered a message; ``fresh``: since the last look. ``mark`` is how far its bytes were read then.
-    """
+    """A connection: whose it is (None: nobody knows yet), and the bytes of its messages that the peer was given."""
 
     def __init__(self, fd: int, neighbour: int | None = None) -> None:
         self.connection = Connection(fd)
         self.neighbour = neighbour
-        self.mark = 0
-        self.spoke = self.fresh = False
+        self.given = 0
 
 
 class Guard:
@@ -69,7 +67,7 @@ class Guard:
 
     def __init__(self, monitor: "zmq.Socket[bytes]", port: int, most_held: int, *, keys: bool, neighbours: int) -> None:
         self._monitor, self._port, self._most_held = monitor, port, most_held
-        self._no_key = "no-key" if keys else "bad-handshake"
+        self._no_key, self._keys = "no-key" if keys else "bad-handshake", keys
         self._neighbours = neighbours
         self._lock = threading.Lock()
         self._open: dict[int, _Watched] = {}
@@ -87,12 +85,15 @@ class Guard:
         with self._lock:
             self._opened[fd] = _Watched(fd, neighbour)
 
-    def delivered(self, fd: int, *, opened: bool = False) -> None:
-        """Learn that a whole message came from a connection; ``opened``: from one that the peer itself opened."""
+    def delivered(self, fd: int, frames: Sequence[int], *, opened: bool = False) -> None:
+        """Learn that the peer was given a message, by the lengths of its frames.
+
+        ``opened``: it came on a connection that the peer itself opened.
+        """
         with self._lock:
             watched = self._opened.get(fd) if opened else self._accepted(fd)
             if watched:
-                watched.spoke = watched.fresh = True
+                watched.given += sum(_on_the_wire(frame, keys=self._keys) for frame in frames)
 
     def identified(self, fd: int, neighbour: int) -> None:
         """Learn that an accepted connection is a neighbour's."""
@@ -164,7 +165,7 @@ class Guard:
             self._cut.remove(fd)
         elif failing:
             self._refused[failing] += 1
-        elif accepted is None or not accepted.spoke:
+        elif accepted is None or not accepted.given:
             if self._denied:
                 self._denied -= 1
             else:
@@ -183,12 +184,16 @@ class Guard:
                 self._refused["flood"] += 1
 
     def _holds_too_much(self, watched: _Watched) -> bool:
-        if watched.fresh:
-            watched.mark, watched.fresh = watched.connection.taken, False
         patience = 1 if watched.neighbour is None else PATIENCE
-        return watched.connection.taken - watched.mark > patience * self._most_held
+        return watched.connection.taken - watched.given > patience * self._most_held
 
     def _cut_off(self, fd: int, reason: str) -> None:
         self._open.pop(fd).connection.cut()
         self._cut.add(fd)
         self._refused[reason] += 1
+
+
+def _on_the_wire(frame: int, *, keys: bool) -> int:
+    """Return how many bytes a frame of this length takes on TCP (ZMTP 3.1, CurveZMQ)."""
+    frame += CURVE if keys else 0
+    return frame + (2 if frame < 256 else 9)

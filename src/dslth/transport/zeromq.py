@@ -3,6 +3,7 @@
 import platform
 import re
 import time
+from array import array
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
@@ -286,24 +287,25 @@ class ZeroMqTransport:
         return None
 
     def _from_those_who_connected(self) -> Delivery:
-        name, frame, message = _received(self._listening)
+        name, frame, lengths = _received(self._listening)
         fd, speaker = -1, None
         with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such words
             fd = int(frame.get(zmq.SRCFD))
             speaker = int(frame.get("User-Id")) if self._keys else None
         if self._guard:
-            self._guard.delivered(fd)
-        return Delivery(message, _Route(name, fd), speaker=speaker)
+            self._guard.delivered(fd, lengths)
+        return Delivery(_whole(frame, lengths), _Route(name, fd), speaker=speaker)
 
     def _from_a_line(self) -> Delivery | None:
-        name, frame, message = _received(self._connecting)
+        name, frame, lengths = _received(self._connecting)
         line = self._by_name.get(name)
         if line is None:  # of a line that leads elsewhere now
             return None
         if self._guard:
             with suppress(zmq.ZMQError):
-                self._guard.delivered(int(frame.get(zmq.SRCFD)), opened=True)
-        return Delivery(message, None, answer_of=line.neighbour, speaker=line.neighbour if self._keys else None)
+                self._guard.delivered(int(frame.get(zmq.SRCFD)), lengths, opened=True)
+        speaker = line.neighbour if self._keys else None
+        return Delivery(_whole(frame, lengths), None, answer_of=line.neighbour, speaker=speaker)
 
     def refused(self) -> Mapping[str, int]:
         counted = Counter(self._guard.refused() if self._guard else {})
@@ -369,13 +371,16 @@ class ZeroMqTransport:
         self._context.term()
 
 
-def _received(router: "zmq.Socket[bytes]") -> tuple[bytes, zmq.Frame, bytes | None]:
-    """Return a message's route, first frame and content, None where it has more frames; none of those is kept."""
+def _received(router: "zmq.Socket[bytes]") -> tuple[bytes, zmq.Frame, Sequence[int]]:
+    """Return a message's route, its first frame, and the lengths of all; the other frames are not kept."""
     frame = router.recv(copy=False)
-    name, frames = frame.bytes, 0
-    first = frame
+    name, first, lengths = frame.bytes, frame, array("L")
     while frame.more:
         frame = router.recv(copy=False)
-        frames += 1
-        first = first if frames > 1 else frame
-    return name, first, first.bytes if frames == 1 else None
+        lengths.append(len(frame))
+        first = first if len(lengths) > 1 else frame
+    return name, first, lengths
+
+
+def _whole(frame: zmq.Frame, lengths: Sequence[int]) -> bytes | None:
+    return frame.bytes if len(lengths) == 1 else None
