@@ -371,7 +371,7 @@ def test_all_three_of_whom_one_has_another_seed_say_why(commands, topology_file)
 
 
 def test_a_loss_that_is_not_finite_is_said_once(commands, topology_file, tmp_path):
-    file = topology_file(algorithm={"lasso": 1e38}, rounds=2)
+    file = topology_file(algorithm={"lasso": 1e38}, rounds=2, deadline=2)  # nobody takes such masks
     summary = run_json(commands, "-t", file, "--out", tmp_path / "run")
     diverged = [event for event in summary["happenings"] if event["what"] == "diverged"]
     assert sorted(event["peer"] for event in diverged) == [0, 1, 2]

@@ -6,10 +6,10 @@ changes it but a mask that passed every check of ``wire``.
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_high, median_low
+from statistics import median_low
 
 from dslth import wire
 from dslth.config import RunConfig, identity
@@ -27,13 +27,14 @@ __all__ = ["Neighbourhood", "Place"]
 
 TICK = 0.2
 """Seconds after which a waiting peer looks whether it was asked to end."""
-ASK_SECONDS = 2.0
-"""After how long a peer asks, at the soonest, for what does not come; twice as long each time."""
-PATIENCE = 4.0
-"""How many times as long as it lately waited for a neighbour a peer waits before it asks."""
-MOST_PATIENT_SECONDS = 30.0
-WAITS = 5
-"""Rounds that tell a neighbour's pace by the middle one of them: in some a mask may have been lost."""
+GREET_SECONDS = 2.0
+"""After how long a peer says hello again, or bye, to one that does not answer."""
+ASK_SECONDS = 1.0
+"""After how long a peer asks, at the soonest, for a mask that does not come; twice as long each time."""
+MOST_PATIENT_SECONDS = 60.0
+"""How long it waits at most: it learns a neighbour's pace. Who was asked in vain is given twice as long from then on,
+half as long again where it turns out to be ``QUICK`` times as fast, and the least where something was lost."""
+QUICK = 8
 AGAIN_SECONDS = 1.0
 """How long a peer at least lets pass within a round until it says again that masks are lost, or sends them again."""
 MOVE_SECONDS = 5.0
@@ -140,7 +141,7 @@ class Neighbourhood:
         self._heard: dict[int, int] = {}
         self._claimed: dict[int, int] = {}
         self._arriving = True
-        self._waits: dict[int, deque[float]] = {n: deque(maxlen=WAITS) for n in place.neighbours}
+        self._patience = dict.fromkeys(place.neighbours, ASK_SECONDS)
         self._inbox: dict[int, dict[int, BitMask]] = {}
         self._newest: dict[int, tuple[int, BitMask]] = {}
         self._asked: set[tuple[int, int]] = set()
@@ -177,7 +178,7 @@ class Neighbourhood:
         round_, start, decoded = self.round, time.monotonic(), self._ledger.spent("decode")
         limit = self._experiment.deadline
         deadline = start + (float("inf") if limit == "none" else limit)
-        asking = _Asking(start, {neighbour: self._patience(neighbour) for neighbour in self.place.neighbours})
+        asking = _Asking(start, self._patience)
         extra, over, looked, before = 0, 0.0, start, set(self._awaited)
         while not self._stop.is_set():
             missing = self._missing(round_)
@@ -187,7 +188,8 @@ class Neighbourhood:
                 asking.delay(now - looked)
             looked = now
             for neighbour in before - missing:
-                self._waits[neighbour].append(now - start)
+                if QUICK * (now - start) < self._patience[neighbour]:
+                    self._patience[neighbour] = max(self._patience[neighbour] / 2, ASK_SECONDS)
             before = missing
             for neighbour in asking.due(missing, now):
                 self._say(Kind.ASK, neighbour)
@@ -207,11 +209,6 @@ class Neighbourhood:
             return received
         oldest = round_ - self._experiment.staleness
         return {neighbour: mask for neighbour, (newest, mask) in self._newest.items() if newest >= oldest}
-
-    def _patience(self, neighbour: int) -> float:
-        """Return how long to wait for a neighbour before asking: it may be slow, and asking costs bytes."""
-        lately = median_high(self._waits[neighbour] or [0.0])
-        return min(max(ASK_SECONDS, PATIENCE * lately), MOST_PATIENT_SECONDS)
 
     def _missing(self, round_: int) -> set[int]:
         """Give the neighbours to wait for: those that are in this round or before it and whose mask is not here."""
@@ -289,7 +286,7 @@ class Neighbourhood:
             patience = min(patience, self._experiment.deadline)
         deadline = time.monotonic() + (float("inf") if resumed and self.patient else patience)
         refused_until = float("inf")
-        asking = _Asking(time.monotonic(), dict.fromkeys(self.place.neighbours, ASK_SECONDS), most=4 * ASK_SECONDS)
+        asking = _Asking(time.monotonic(), dict.fromkeys(self.place.neighbours, GREET_SECONDS), most=4 * GREET_SECONDS)
         while (missing := self._unmet()) and not self._stop.is_set():
             now = time.monotonic()
             there = missing & self._transport.connected()
@@ -312,7 +309,7 @@ class Neighbourhood:
         self._see_where_the_others_are()
 
     def _see_where_the_others_are(self) -> None:
-        shown_by = time.monotonic() + ASK_SECONDS
+        shown_by = time.monotonic() + GREET_SECONDS
         while self._is_late() and not self._stop.is_set() and (now := time.monotonic()) < shown_by:
             self._take(self._transport.receive(min(shown_by - now, TICK)))
 
@@ -349,7 +346,7 @@ class Neighbourhood:
         for neighbour in self.place.neighbours:
             self._say_bye(neighbour)
         now = time.monotonic()
-        deadline, asking = now + patience, _Asking(now, dict.fromkeys(self.place.neighbours, ASK_SECONDS))
+        deadline, asking = now + patience, _Asking(now, dict.fromkeys(self.place.neighbours, GREET_SECONDS))
         while (there := self._still_there()) and not self._stop.is_set() and (now := time.monotonic()) < deadline:
             for neighbour in asking.due(there, now):  # a bye may have been lost, this peer's or theirs
                 self._say_bye(neighbour)
@@ -388,6 +385,7 @@ class Neighbourhood:
 
     def _say_lost(self, neighbour: int) -> None:
         """Ask for the masks that a neighbour sent and that did not come."""
+        self._patience[neighbour] = ASK_SECONDS
         if self._lately(neighbour, Kind.LOST):
             return
         held, depth = self._holds(neighbour), self._incoming.depth(neighbour)
@@ -547,9 +545,11 @@ class Neighbourhood:
 
     def _look_for_losses(self, header: wire.Header) -> None:
         """Ask for what a neighbour says that it has sent, and that is not here: it would have come before the word."""
-        held = self._holds(header.sender)
+        sender, held = header.sender, self._holds(header.sender)
         if header.sent is not None and (held is None or held < header.sent):
-            self._say_lost(header.sender)
+            self._say_lost(sender)
+        elif header.kind == Kind.TELL:
+            self._patience[sender] = min(2 * self._patience[sender], MOST_PATIENT_SECONDS)
 
     def _send_again(self, header: wire.Header) -> None:
         """Send the masks again that a neighbour lost, once for each time that it may have heard of them."""

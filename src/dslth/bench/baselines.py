@@ -196,7 +196,7 @@ class Loop:
         silent = set(self._edges)
         deadline = time.monotonic() + seconds
         self._say(message, payload, silent)
-        while not self.stop.is_set() and (missing := self._awaited - self._inbox.get(round_, {}).keys()):
+        while not self.stop.is_set() and (missing := self._awaited & (self._unheard(round_) | silent)):
             if (left := deadline - time.monotonic()) <= 0:
                 self._awaited -= missing
             elif delivery := self.transport.receive(min(left, TICK)):
@@ -208,6 +208,9 @@ class Loop:
                 self._decoding += time.perf_counter() - start
             self._say(message, payload, silent)  # to those who were not connected yet
         return self._inbox.pop(round_, {})
+
+    def _unheard(self, round_: int) -> set[int]:
+        return self._edges.keys() - self._inbox.get(round_, {}).keys()
 
     def _say(self, message: bytes, payload: bytes, silent: set[int]) -> None:
         """Send to those who are connected, and take them out of ``silent``."""
