@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median_low
 
@@ -37,6 +38,8 @@ half as long again where it turns out to be ``QUICK`` times as fast, and the lea
 QUICK = 8
 AGAIN_SECONDS = 1.0
 """How long a peer at least lets pass within a round until it says again that masks are lost, or sends them again."""
+AGAIN_SHARE = 0.1
+"""Share of its time that a peer at most spends on sending masks again to one neighbour."""
 MOVE_SECONDS = 5.0
 """How long a peer at least lets pass between two moves of a neighbour."""
 AHEAD = 8
@@ -144,11 +147,13 @@ class Neighbourhood:
         self._patience = dict.fromkeys(place.neighbours, ASK_SECONDS)
         self._inbox: dict[int, dict[int, BitMask]] = {}
         self._newest: dict[int, tuple[int, BitMask]] = {}
-        self._asked: set[tuple[int, int]] = set()
         self._once: dict[tuple[int, Kind], tuple[int, float]] = {}
+        self._again_at: dict[int, float] = {}
+        self._ungreeted: set[int] = set()
         self._spoken: set[int] = set()
         self._moved: dict[int, float] = {}
         self._moving: set[int] = set()
+        self._to_follow: dict[int, tuple[str, Hashable]] = {}
         self._byes: dict[int, bool] = {}
         self._connected = self._leaving = False
 
@@ -178,15 +183,11 @@ class Neighbourhood:
         round_, start, decoded = self.round, time.monotonic(), self._ledger.spent("decode")
         limit = self._experiment.deadline
         deadline = start + (float("inf") if limit == "none" else limit)
-        asking = _Asking(start, self._patience)
-        extra, over, looked, before = 0, 0.0, start, set(self._awaited)
+        asking = _Asking(start, self._patience, most=MOST_PATIENT_SECONDS)
+        extra, over, before = 0, 0.0, set(self._awaited)
         while not self._stop.is_set():
             missing = self._missing(round_)
             now = time.monotonic()
-            if now - looked > STOPPED_SECONDS:  # this process stood still, and its neighbours are not to blame
-                start, deadline = start + now - looked, deadline + now - looked
-                asking.delay(now - looked)
-            looked = now
             for neighbour in before - missing:
                 if QUICK * (now - start) < self._patience[neighbour]:
                     self._patience[neighbour] = max(self._patience[neighbour] / 2, ASK_SECONDS)
@@ -196,7 +197,13 @@ class Neighbourhood:
             # with nothing more to wait for, what is there already is taken in still: someone lost may have come back
             done = not missing or now >= deadline
             over = over or (now if done else 0.0)
-            delivery = self._transport.receive(0.0 if done else min(deadline - now, TICK))
+            wait = 0.0 if done else min(deadline - now, TICK)
+            slept = time.monotonic()
+            delivery = self._transport.receive(wait)
+            stood = time.monotonic() - slept - wait
+            if stood > STOPPED_SECONDS:  # this process stood still, and its neighbours are not to blame
+                start, deadline = start + stood, deadline + stood
+                asking.delay(stood)
             self._take(delivery)
             extra += done
             if done and (delivery is None or extra == EXTRA or now >= over + EXTRA_SECONDS):
@@ -237,8 +244,10 @@ class Neighbourhood:
     def _is_trusted(self, neighbour: int) -> bool:
         """Tell whether a neighbour is worth waiting for: each time that it was lost it has to wait longer itself."""
         losses = self._losses[neighbour]
+        if self._experiment.mode != "sync":  # where nobody waits for it, it comes and goes once a round at most
+            return losses < 2 or self.round > self._gone.get(neighbour, -1)
         probation = PROBATION * 2 ** (losses - 2) if losses > 1 else 0
-        return self._experiment.mode != "sync" or self.round >= self._gone.get(neighbour, self.round) + probation
+        return self.round >= self._gone.get(neighbour, self.round) + probation
 
     def _await(self, neighbour: int, first: int) -> None:
         """Wait for a neighbour's masks, from the round ``first`` on."""
@@ -294,9 +303,10 @@ class Neighbourhood:
             # a hello, or its welcome, may have been lost; who has said nothing at all may only be slow to begin
             for neighbour in [*asking.due(there & heard_of, now, growth=1), *asking.due(there - heard_of, now)]:
                 self._say_hello(neighbour)
-            if self._differs:
+            differs = self._counts_as_wrong(resumed)
+            if differs:
                 refused_until = min(refused_until, now + REFUSED_SECONDS)
-            if now >= refused_until or (self._differs and missing <= self._differs.keys() & self._told):
+            if differs and (now >= refused_until or missing <= self._differs.keys() & self._told):
                 who, how = next(iter(self._differs.items()))
                 raise WrongRunError(f"peer {who} belongs to another run: {how}; start both from the same topology file")
             if now >= deadline:
@@ -307,6 +317,14 @@ class Neighbourhood:
                 self._give_up(missing)
             self._take(self._transport.receive(min(deadline - now, TICK)))
         self._see_where_the_others_are()
+
+    def _counts_as_wrong(self, resumed: bool) -> bool:
+        """Tell whether this peer is of another run than its neighbours, as far as they say so.
+
+        Where it can begin without those who refuse it, and one has welcomed it, it is theirs that is another run.
+        """
+        welcomed = any(kind == Kind.WELCOME for _, kind in self._met)
+        return bool(self._differs) and not (welcomed and (resumed or self._experiment.mode != "sync"))
 
     def _see_where_the_others_are(self) -> None:
         shown_by = time.monotonic() + GREET_SECONDS
@@ -346,7 +364,10 @@ class Neighbourhood:
         for neighbour in self.place.neighbours:
             self._say_bye(neighbour)
         now = time.monotonic()
-        deadline, asking = now + patience, _Asking(now, dict.fromkeys(self.place.neighbours, GREET_SECONDS))
+        deadline, asking = (
+            now + patience,
+            _Asking(now, dict.fromkeys(self.place.neighbours, GREET_SECONDS), MOST_PATIENT_SECONDS),
+        )
         while (there := self._still_there()) and not self._stop.is_set() and (now := time.monotonic()) < deadline:
             for neighbour in asking.due(there, now):  # a bye may have been lost, this peer's or theirs
                 self._say_bye(neighbour)
@@ -361,10 +382,12 @@ class Neighbourhood:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def _send(self, neighbour: int, frames: wire.Frames, *, mask: bool = False) -> None:
-        if self._transport.send(neighbour, b"".join(frames)):
+    def _send(self, neighbour: int, frames: wire.Frames, *, mask: bool = False) -> bool:
+        handed_over = self._transport.send(neighbour, b"".join(frames))
+        if handed_over:
             self._ledger.sent(neighbour, frames, mask=mask)
             self._spoken.add(neighbour)
+        return handed_over
 
     def _holds(self, neighbour: int) -> int | None:
         """Give the round up to which a neighbour's masks are here, without those that came past a lost one."""
@@ -376,7 +399,8 @@ class Neighbourhood:
 
     def _say_hello(self, neighbour: int) -> None:
         held, sent = self._holds(neighbour), self._outgoing.newest
-        self._send(neighbour, wire.hello(Kind.HELLO, self.me, self.place.peer, self.round, held, sent))
+        said = self._send(neighbour, wire.hello(Kind.HELLO, self.me, self.place.peer, self.round, held, sent))
+        (self._ungreeted.discard if said else self._ungreeted.add)(neighbour)
 
     def _say(self, kind: Kind, neighbour: int) -> None:
         """Ask a neighbour what it has sent, or tell it what it was sent."""
@@ -394,10 +418,13 @@ class Neighbourhood:
         self._send(neighbour, wire.lost(self.me.digest, self.place.peer, self.round, held, depth))
 
     def _lately(self, neighbour: int, what: Kind) -> bool:
-        """Tell whether something was done for a neighbour in this round, a moment ago; if not, it is done now."""
+        """Tell whether something was done for a neighbour a moment ago; if not, it is done now.
+
+        Masks that are lost are seen to in each round anew, hellos are not.
+        """
         now = time.monotonic()
-        round_, when = self._once.get((neighbour, what), (-1, now))
-        if round_ == self.round and now < when + AGAIN_SECONDS:
+        round_, when = self._once.get((neighbour, what), (-1, float("-inf")))
+        if now < when + AGAIN_SECONDS and (round_ == self.round or what == Kind.HELLO):
             return True
         self._once[neighbour, what] = self.round, now
         return False
@@ -406,7 +433,10 @@ class Neighbourhood:
         self._send(neighbour, wire.bye(self.me.digest, self.place.peer, self.round, heard=neighbour in self._byes))
 
     def _greet_whom_it_reaches(self) -> None:
-        for neighbour in self._transport.opened():
+        opened = self._transport.opened()
+        for neighbour in self._ungreeted & self._transport.connected() - set(opened):  # its queue was full
+            self._say_hello(neighbour)
+        for neighbour in opened:
             self._say_hello(neighbour)
             if self._leaving:
                 self._say_bye(neighbour)
@@ -417,6 +447,7 @@ class Neighbourhood:
     def _take(self, delivery: Delivery | None) -> None:
         """Take in what arrived, or count why not."""
         self._greet_whom_it_reaches()
+        self._follow_whom_it_put_off()
         if delivery is None:
             return
         try:
@@ -446,6 +477,8 @@ class Neighbourhood:
             case Kind.HELLO | Kind.WELCOME | Kind.REFUSED:
                 raise Refused(Refusal.STRANGER)
             case _ if sender not in self._routes or self._routes[sender] != delivery.route:
+                if delivery.answer_of is None and self._connected and not self._lately(sender, Kind.HELLO):
+                    self._say_hello(sender)  # its own was lost; it greets who says hello twice
                 raise Refused(Refusal.NO_HELLO)  # each connection says hello first
             case _ if header.tag != wire.tag(self.me.digest):
                 raise Refused(Refusal.WRONG_RUN)
@@ -474,7 +507,8 @@ class Neighbourhood:
         except Refused as refused:
             if refused.reason is Refusal.WRONG_RUN:
                 settings = wire.refusal(self.me.digest, self.place.peer, self.round, self._identity)
-                self._transport.answer(delivery.route, b"".join(settings))
+                if self._transport.answer(delivery.route, b"".join(settings)):
+                    self._ledger.sent(sender, settings)
                 self._told.add(sender)
             raise
         again = self._routes.get(sender) == delivery.route
@@ -493,8 +527,7 @@ class Neighbourhood:
         if newest is not None and (header.acknowledged is None or header.acknowledged < newest):
             self._say(Kind.TELL, sender)
         self._look_for_losses(header)
-        if again and (sender, self.round) not in self._asked:  # it lacks something: this peer's hello may be lost
-            self._asked = {(sender, self.round)} | {key for key in self._asked if key[1] == self.round}
+        if again and not self._lately(sender, Kind.HELLO):  # it lacks something: this peer's hello may be lost
             self._say_hello(sender)
         if self._leaving:
             self._say_bye(sender)
@@ -527,7 +560,10 @@ class Neighbourhood:
         """
         address = address or self.place.addresses[neighbour]
         now = time.monotonic()
-        if address == self._addresses[neighbour] or now < self._moved.get(neighbour, float("-inf")) + MOVE_SECONDS:
+        if address == self._addresses[neighbour]:
+            return
+        if now < self._moved.get(neighbour, float("-inf")) + MOVE_SECONDS:
+            self._to_follow[neighbour] = address, route
             return
         if not self._transport.authenticated:  # else only the owner of its key is believed, there too
             hosts = {
@@ -543,6 +579,13 @@ class Neighbourhood:
         self._addresses[neighbour], self._moved[neighbour] = address, now
         self._moving.add(neighbour)
 
+    def _follow_whom_it_put_off(self) -> None:
+        for neighbour, (address, route) in list(self._to_follow.items()):
+            if time.monotonic() >= self._moved[neighbour] + MOVE_SECONDS:
+                del self._to_follow[neighbour]
+                with suppress(Refused):
+                    self._follow(neighbour, address, route)
+
     def _look_for_losses(self, header: wire.Header) -> None:
         """Ask for what a neighbour says that it has sent, and that is not here: it would have come before the word."""
         sender, held = header.sender, self._holds(header.sender)
@@ -553,13 +596,14 @@ class Neighbourhood:
 
     def _send_again(self, header: wire.Header) -> None:
         """Send the masks again that a neighbour lost, once for each time that it may have heard of them."""
-        sender = header.sender
-        if sender not in self._spoken or self._lately(sender, Kind.MASK):
+        sender, began = header.sender, time.monotonic()
+        if sender not in self._spoken or began < self._again_at.get(sender, 0.0) or self._lately(sender, Kind.MASK):
             return
         held = self._holds(sender)
         for frames in self._outgoing.again(sender, header.round, header.acknowledged, header.depth, held):
             self._send(sender, frames, mask=True)
         self._spoken.discard(sender)
+        self._again_at[sender] = time.monotonic() + (time.monotonic() - began) / AGAIN_SHARE
 
     def _accept_mask(self, header: wire.Header, payload: bytes) -> None:
         sender, loose = header.sender, self._experiment.mode == "async"
@@ -570,12 +614,12 @@ class Neighbourhood:
                 self._say_lost(sender)
             raise
         self._heard[sender] = max(self._heard.get(sender, 0), header.round)
-        if header.round > self.round + self._ahead and not loose:
-            self._met.add((sender, Kind.WELCOME))  # long past its first round: a welcome that is not here yet is lost
-            raise Refused(Refusal.FUTURE)
         newer = sender not in self._newest or self._newest[sender][0] < header.round
         if newer:
             self._newest[sender] = header.round, mask
+        if header.round > self.round + self._ahead and not loose:
+            self._met.add((sender, Kind.WELCOME))  # long past its first round: a welcome that is not here yet is lost
+            raise Refused(Refusal.FUTURE)
         if not loose:
             self._put(sender, header.round, mask)
         elif not newer:

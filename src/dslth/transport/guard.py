@@ -138,7 +138,7 @@ class Guard:
                 ends = accepted.connection.ends
                 if early and early.connection.ends == ends:
                     accepted = early
-                if ends is None or ends[0][1] != self._port:  # gone by now, and its number another connection's
+                if ends is not None and ends[0][1] != self._port:  # gone by now, and its number another connection's
                     return
                 self._open[value] = accepted
                 self._bound(accepted.neighbour)
@@ -179,18 +179,20 @@ class Guard:
         for fd, watched in list(self._opened.items()):
             if not watched.connection.refresh():
                 del self._opened[fd]
-            elif self._holds_too_much(watched):
-                self._opened.pop(fd).connection.cut()
+            elif self._holds_too_much(watched) and watched.connection.cut():
+                del self._opened[fd]
                 self._refused["flood"] += 1
+        self._bound(None)
 
     def _holds_too_much(self, watched: _Watched) -> bool:
         patience = 1 if watched.neighbour is None else PATIENCE
         return watched.connection.taken - watched.given > patience * self._most_held
 
     def _cut_off(self, fd: int, reason: str) -> None:
-        self._open.pop(fd).connection.cut()
-        self._cut.add(fd)
-        self._refused[reason] += 1
+        if self._open[fd].connection.cut():  # else at the next look
+            del self._open[fd]
+            self._cut.add(fd)
+            self._refused[reason] += 1
 
 
 def _on_the_wire(frame: int, *, keys: bool) -> int:

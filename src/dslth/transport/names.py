@@ -47,9 +47,10 @@ class Names:
             name = self._known.setdefault(host, _Name())
             asking = sum(other.asking for other in self._known.values())
             if not name.asking and asking < AT_ONCE and time.monotonic() >= name.asks_at:
-                name.asking = True
-                # a daemon: no process stays for the sake of a name server that does not answer
-                threading.Thread(target=self._ask, args=(host, name), name="dslth-names", daemon=True).start()
+                with suppress(RuntimeError):  # no thread is to be had: later
+                    # a daemon: no process stays for the sake of a name server that does not answer
+                    threading.Thread(target=self._ask, args=(host, name), name="dslth-names", daemon=True).start()
+                    name.asking = True
             return name.numbers
 
     def fresh(self, host: str) -> None:

@@ -1,11 +1,11 @@
 """What the kernel knows of a TCP connection whose file descriptor libzmq owns."""
 
+import errno
 import fcntl
 import os
 import socket
 import struct
 import termios
-from contextlib import suppress
 
 __all__ = ["Connection"]
 
@@ -32,8 +32,8 @@ class Connection:
             with self._lent() as lent:
                 info = lent.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
                 (waiting,) = struct.unpack("=i", fcntl.ioctl(lent, termios.FIONREAD, bytes(4)))
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno in (errno.EMFILE, errno.ENFILE)  # no descriptor to look at it by: it may well be there
         if len(info) >= _TCP_INFO_SIZE:
             sent, again = struct.unpack_from("=QQ", info, _BYTES_SENT)
             self.sent = sent - again
@@ -41,11 +41,18 @@ class Connection:
             self.taken = max(self.taken, self.received - waiting)
         return True
 
-    def cut(self) -> None:
-        """End the connection: libzmq finds it closed by the other end, which is told at once, also in a full window."""
-        with suppress(OSError), self._lent() as lent:
-            lent.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            lent.shutdown(socket.SHUT_RDWR)
+    def cut(self) -> bool:
+        """End the connection: libzmq finds it closed by the other end, which is told at once, also in a full window.
+
+        Return False where no descriptor is to be had to do it by.
+        """
+        try:
+            with self._lent() as lent:
+                lent.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                lent.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            return error.errno not in (errno.EMFILE, errno.ENFILE)
+        return True
 
     def _lent(self) -> socket.socket:
         """Lend the connection by a descriptor of our own, which stays the same connection whatever libzmq does.

@@ -109,6 +109,7 @@ class ZeroMqTransport:
         self._by_endpoint: dict[str, _Line] = {}
         self._numbers = count()
         self._looks_at = self._counts_at = 0.0
+        self._lines_first = False
         self._connections: dict[int, list[Connection]] = {}
         self._past: dict[int, LinkBytes] = {}
         self._opened: list[int] = []
@@ -277,10 +278,11 @@ class ZeroMqTransport:
             for line in self._lines.values():
                 if not line.up and not _is_number(line.host):
                     self._find(line)
+        self._lines_first = not self._lines_first  # in turns: who says much on one socket does not silence the other
+        if self._connecting in ready and (self._lines_first or self._listening not in ready):
+            return self._from_a_line()
         if self._listening in ready:
             return self._from_those_who_connected()
-        if self._connecting in ready:
-            return self._from_a_line()
         if now >= self._counts_at:  # a moment to spare: a neighbour that leaves takes its connection's counters along
             self.link_bytes()
             self._counts_at = now + (time.monotonic() - now) / COUNT_SHARE
