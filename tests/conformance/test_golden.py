@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from dslth import algorithm as mce
-from dslth import config, models, supermask
+from dslth import config
 from dslth.algorithm import Setting
+from dslth.learning import models, supermask
 
 TOLERANCE = 1e-5
 LETTERS = {

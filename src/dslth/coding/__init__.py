@@ -1,0 +1,1 @@
+"""How masks become payloads: range coder, what both ends know, codecs."""

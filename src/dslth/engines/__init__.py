@@ -1,0 +1,1 @@
+"""Who runs the peers of a run, and watches over them."""

@@ -1,0 +1,1 @@
+"""What peers learn with: networks under masks, data sets, partitions."""
