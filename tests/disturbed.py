@@ -7,10 +7,10 @@ import threading
 from functools import partial
 
 from dslth import config, topology
-from dslth.bench import relay
-from dslth.events import parse
-from dslth.report import summarise
-from dslth.runfolder import RunFolder
+from dslth.bench.stress import relay
+from dslth.run.events import parse
+from dslth.run.folder import RunFolder
+from dslth.show.report import summarise
 from live import rounds, wait_for
 
 LOCAL = "tcp://127.0.0.1:*"

@@ -9,7 +9,8 @@ from contextlib import suppress
 import atheris
 
 with atheris.instrument_imports(include=["dslth"]):
-    from dslth import codecs, wire
+    from dslth import wire
+    from dslth.coding import codecs
     from dslth.wire import Kind, Refused
     from receiver import HISTORY, ME, read
 

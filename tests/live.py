@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dslth.runfolder import RunFolder
+from dslth.run.folder import RunFolder
 
 
 def write_topology(path, *, graph=None, network=None, peers=None, **experiment):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dslth import wire
-from dslth.codecs import Forecast, History
+from dslth.coding.codecs import Forecast, History
 from dslth.wire import Kind
 
 SIZES = (24, 13)

@@ -20,15 +20,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dslth import config, sinks, topology
+from dslth import config, topology
 from dslth.bench import comm, show
 from dslth.bench.baselines import Loop, read_header
 from dslth.bench.entropy import conditional_bits, mask_bits
 from dslth.bench.methods import METHODS
+from dslth.engines.launcher import run_local
 from dslth.errors import JoinError
-from dslth.launcher import run_local
 from dslth.masks import packed_size
-from dslth.runfolder import RunFolder
+from dslth.run import sinks
+from dslth.run.folder import RunFolder
 from dslth.transport import Delivery
 
 PROPERTY = settings(max_examples=50, deadline=None, database=None)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load_file, save_file
 
-from dslth import checkpoint
-from dslth.checkpoint import Checkpoint, Checkpoints
 from dslth.errors import CheckpointError
 from dslth.masks import BitMask
+from dslth.run import checkpoint
+from dslth.run.checkpoint import Checkpoint, Checkpoints
 from live import rounds_done, wait_for
 
 RUN = "12" * 16

@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dslth import cli, config, report, topology
+from dslth import config, topology
+from dslth.cli import main as cli
+from dslth.engines.launcher import run_local
 from dslth.errors import MissingFileError
-from dslth.events import Joined, LinkStats, RoundReport
-from dslth.launcher import run_local
-from dslth.runfolder import RunFolder
-from dslth.tables import Fitted
+from dslth.run.events import Joined, LinkStats, RoundReport
+from dslth.run.folder import RunFolder
+from dslth.show import report
+from dslth.show.tables import Fitted
 from live import processes_of, wait_for
 from processes import ENV
 from tap import free_ports
@@ -64,7 +66,7 @@ from dslth.__main__ import {command}
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("dslth.cli", ["--version"]),
+        ("dslth.cli.main", ["--version"]),
         ("typer", ["--version"]),
         ("rich.console", ["--version"]),
         ("numpy", ["--version"]),

@@ -4,8 +4,9 @@ from bitarray.util import sc_encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dslth import codecs, config
-from dslth.codecs import BY_ID, BY_NAME, Decoder, Encoder, Forecast, History, encode
+from dslth import config
+from dslth.coding import codecs
+from dslth.coding.codecs import BY_ID, BY_NAME, Decoder, Encoder, Forecast, History, encode
 from dslth.learner import Learner
 from dslth.masks import BitMask, packed_size
 

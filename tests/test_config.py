@@ -347,7 +347,7 @@ def test_any_text_is_a_run_or_an_error_of_ours(scratch: Path, text: str) -> None
 
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
-    """Give every (container, key) of nested mappings and lists."""
+    """Return every (container, key) of nested mappings and lists."""
     keys = list(tree) if isinstance(tree, dict) else list(range(len(tree))) if isinstance(tree, list) else []
     return [(tree, key) for key in keys] + [place for key in keys for place in _places(tree[key])]
 

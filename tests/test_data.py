@@ -27,9 +27,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dslth import config, data, files, launcher, topology
+from dslth import config, files, topology
+from dslth.engines import launcher
 from dslth.errors import DataError
-from dslth.pickled import read_batch
+from dslth.learning import data
+from dslth.learning.pickled import read_batch
 
 Array = NDArray[np.uint8]
 
@@ -722,7 +724,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def dead_url() -> Iterator[str]:
-    """Give the address of a port that is taken and that nobody listens on."""
+    """Return the address of a port that is taken and that nobody listens on."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"

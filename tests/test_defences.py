@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dslth import algorithm, config, topology
-from dslth.launcher import run_local, run_one
+from dslth.engines.launcher import run_local, run_one
 from dslth.learner import Learner
 from dslth.masks import BitMask
-from dslth.runfolder import RunFolder
+from dslth.run.folder import RunFolder
 
 LIARS = {0, 4, 6}
 

@@ -18,9 +18,9 @@ from dslth import config, keys
 from dslth.deploy import place, slurm
 from dslth.deploy.alive import takes_callers
 from dslth.deploy.compose import compose
+from dslth.engines.inbox import Inbox, Reporter
 from dslth.errors import ConfigError, UnknownPeerError
-from dslth.events import Finished, Noticed
-from dslth.inbox import Inbox, Reporter
+from dslth.run.events import Finished, Noticed
 from tap import free_ports
 
 ROOT = Path(__file__).parents[1]
@@ -343,7 +343,7 @@ def test_a_peer_that_has_finished_begins_anew_and_a_collector_too(commands, topo
 def test_a_collector_that_was_ended_goes_on_where_it_was(commands, topology_file, tmp_path):
     from dslth import topology
     from dslth.deploy.collector import Collector
-    from dslth.runfolder import RunFolder
+    from dslth.run.folder import RunFolder
 
     run = config.load(topology_file())
     graph = topology.build(run.graph, 1)

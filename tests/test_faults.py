@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from disturbed import Disturbed
-from dslth.bench import relay
+from dslth.bench.stress import relay
 from dslth.transport import faulty
 from live import (
     digests,

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dslth import codecs, wire
-from dslth.bench import siege
-from dslth.bench.attacks import ATTACKS, lie
+from dslth import wire
+from dslth.bench.stress import siege
+from dslth.bench.stress.attacks import ATTACKS, lie
+from dslth.coding import codecs
 from dslth.masks import BitMask
 from dslth.wire import Kind, Refusal, Refused
 from receiver import DIGEST, HISTORY, ME, SIZES, read

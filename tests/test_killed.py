@@ -7,10 +7,11 @@ from functools import partial
 
 import pytest
 
-from dslth import config, launcher, topology
+from dslth import config, topology
+from dslth.engines import launcher
 from dslth.errors import JoinError, PeerFailedError
-from dslth.events import RoundReport
-from dslth.runfolder import RunFolder
+from dslth.run.events import RoundReport
+from dslth.run.folder import RunFolder
 from live import write_topology
 
 VICTIM = 2

@@ -12,12 +12,14 @@ import psutil
 import pytest
 import zmq
 
-from dslth import codecs, config, neighbourhood, topology, wire
+from dslth import config, topology, wire
+from dslth.coding import codecs
 from dslth.config import identity
+from dslth.exchange import neighbourhood
+from dslth.exchange.neighbourhood import Place
 from dslth.learner import Learner
-from dslth.neighbourhood import Place
 from dslth.peer import Peer
-from dslth.sinks import Call
+from dslth.run.sinks import Call
 from dslth.transport.zeromq import ZeroMqTransport
 from dslth.wire import Kind
 from scene import mask_message, refused_after

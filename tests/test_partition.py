@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dslth import config
 from dslth.errors import ConfigError, DataError
-from dslth.partition import Partition, split
+from dslth.learning.partition import Partition, split
 
 Labels = NDArray[np.int64]
 
@@ -32,7 +32,7 @@ def data(partition: config.PartitionConfig, test_samples: int = 500) -> config.D
 
 
 def shuffled(per_class: list[int], seed: int = 0) -> Labels:
-    """Give labels in random order, ``per_class[c]`` of class c."""
+    """Return labels in random order, ``per_class[c]`` of class c."""
     return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(per_class)), per_class))
 
 

@@ -16,11 +16,15 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dslth import config, events, launcher, report, timeline, topology, wire
-from dslth.bench import chaos, chaos_show, codec, comm, show, soak
-from dslth.events import Finished, Joined, LinkStats, Noticed, RoundReport, Seconds
-from dslth.inbox import Inbox, Reporter
-from dslth.runfolder import RunFolder
+from dslth import config, topology, wire
+from dslth.bench import codec, comm, show
+from dslth.bench.stress import chaos, chaos_show, soak
+from dslth.engines import launcher
+from dslth.engines.inbox import Inbox, Reporter
+from dslth.run import events
+from dslth.run.events import Finished, Joined, LinkStats, Noticed, RoundReport, Seconds
+from dslth.run.folder import RunFolder
+from dslth.show import report, timeline
 from dslth.terminal import Terminal, visible
 from dslth.transport.tcp import Connection
 from live import rounds_done, wait_for

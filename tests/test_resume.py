@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from dslth import config, launcher, topology
-from dslth.runfolder import RunFolder
+from dslth import config, topology
+from dslth.engines import launcher
+from dslth.run.folder import RunFolder
 from dslth.seeds import Stream
 from live import (
     digests,

@@ -11,11 +11,12 @@ import sys
 import psutil
 import pytest
 
-from dslth import config, files, launcher, topology
+from dslth import config, files, topology
+from dslth.engines import launcher
 from dslth.errors import BusyError
-from dslth.events import Finished, Joined, LinkStats, RoundReport, Seconds
-from dslth.report import summarise
-from dslth.runfolder import RunFolder
+from dslth.run.events import Finished, Joined, LinkStats, RoundReport, Seconds
+from dslth.run.folder import RunFolder
+from dslth.show.report import summarise
 from live import digests, peers_of, processes_of, rounds_done, rounds_of, summary_of, wait_for
 from processes import ENV
 from tap import free_ports

@@ -11,8 +11,9 @@ import psutil
 import pytest
 import yaml
 
-from dslth import config, tickets, wire
-from dslth.runfolder import RunFolder
+from dslth import config, wire
+from dslth.run import tickets
+from dslth.run.folder import RunFolder
 from tap import Tap, free_ports
 
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from dslth import timeline, topology
-from dslth.bench import chaos, soak
+from dslth import topology
+from dslth.bench.stress import chaos, soak
 from dslth.config import RunConfig, load
-from dslth.timeline import Mark
+from dslth.show import timeline
+from dslth.show.timeline import Mark
 from live import write_topology
 
 

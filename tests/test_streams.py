@@ -1,8 +1,8 @@
 import pytest
 
 from dslth import wire
-from dslth.codecs import BY_NAME
-from dslth.streams import Incoming, Outgoing
+from dslth.coding.codecs import BY_NAME
+from dslth.exchange.streams import Incoming, Outgoing
 from dslth.wire import Hello, Refusal, Refused
 from test_codecs import SIZES, drawn, flipped, forecast_of, walk
 

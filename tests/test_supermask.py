@@ -17,11 +17,12 @@ from safetensors.numpy import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from dslth import models, tickets
 from dslth.config import PRESETS, AlgorithmConfig, ByKind, ExperimentConfig, ModelConfig
 from dslth.errors import ConfigError, MissingFileError, OutputError
+from dslth.learning import models
+from dslth.learning.supermask import FrozenNet, densities, dropped, freeze, initial_scores, structured, top_k
 from dslth.masks import BitMask
-from dslth.supermask import FrozenNet, densities, dropped, freeze, initial_scores, structured, top_k
+from dslth.run import tickets
 
 PROPERTY = settings(max_examples=50, deadline=None, database=None)
 

@@ -18,14 +18,14 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who starts 
 
 def main() -> None:
     """Run ``dslth``."""
-    from dslth import cli
+    from dslth.cli import main as cli
 
     cli.main()
 
 
 def peer_main() -> None:
     """Run ``dslth-peer``."""
-    from dslth import cli
+    from dslth.cli import main as cli
 
     cli.peer_main()
 

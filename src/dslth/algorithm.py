@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dslth.supermask import FrozenNet, structured, top_k
+from dslth.learning.supermask import FrozenNet, structured, top_k
 
 __all__ = [
     "Gradient",
@@ -77,7 +77,7 @@ def _zeros(layers: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _agreement(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Give Cohen's kappa of two masks over all layers: 1 where they are the same, 0 where no more than by chance."""
+    """Return Cohen's kappa of two masks over all layers: 1 where they are the same, 0 where no more than by chance."""
     alike = sum(float((x == y).sum()) for x, y in zip(a, b, strict=True))
     chance = sum(
         float(x.sum() * y.sum() + (x.numel() - x.sum()) * (y.numel() - y.sum())) / x.numel()
@@ -93,18 +93,18 @@ def effective_scores(s: Tensor, a: Tensor) -> Tensor:
 
 
 def extract_mask(s: Tensor, a: Tensor, density: float, min_filter_weights: int = 0) -> Tensor:
-    """Give the mask of one layer, the top ``density`` share of ``|e|`` (step 2), then structured removal."""
+    """Return the mask of one layer, the top ``density`` share of ``|e|`` (step 2), then structured removal."""
     return structured(top_k(effective_scores(s, a), density), min_filter_weights)
 
 
 def extract_masks(scores: Sequence[Tensor], means: Sequence[Tensor], setting: Setting) -> list[Tensor]:
-    """Give the masks of all layers."""
+    """Return the masks of all layers."""
     layers = zip(scores, means, setting.densities, strict=True)
     return [extract_mask(s, a, k, setting.min_filter_weights) for s, a, k in layers]
 
 
 def masked_weights(net: FrozenNet, masks: Sequence[Tensor]) -> list[Tensor]:
-    """Give ``w * m`` per layer."""
+    """Return ``w * m`` per layer."""
     return [w * m for w, m in zip(net.weights, masks, strict=True)]
 
 

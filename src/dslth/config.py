@@ -219,7 +219,7 @@ class NetworkConfig(Settings):
         return self
 
     def address(self, peer: int) -> str:
-        """Give the ZeroMQ address of a peer, e.g. ``tcp://127.0.0.1:47103``."""
+        """Return the ZeroMQ address of a peer, e.g. ``tcp://127.0.0.1:47103``."""
         if self.addresses is not None:
             if peer >= len(self.addresses):
                 raise ConfigError(f"network.addresses: {len(self.addresses)} addresses, but there is a peer {peer}")
@@ -425,7 +425,7 @@ class RunConfig(Settings):
     peers: dict[Whole, PeerConfig] = {}
 
     def device(self, peer: int) -> PeerConfig:
-        """Give the settings of a peer's device."""
+        """Return the settings of a peer's device."""
         return self.peers.get(peer, PeerConfig())
 
     def check_peers(self, n_peers: int) -> None:
@@ -454,7 +454,7 @@ def shipped(folder: Literal["topologies", "peers"]) -> Path:
 
 
 def data_folder(config: DataConfig) -> Path:
-    """Give the folder for data sets: the setting, else ``DSLTH_DATA_DIR``, else the user's cache folder.
+    """Return the folder for data sets: the setting, else ``DSLTH_DATA_DIR``, else the user's cache folder.
 
     Raises ConfigError where that lies in the home of a user who has none, as a container's may.
     """
@@ -469,7 +469,7 @@ def data_folder(config: DataConfig) -> Path:
 
 
 def keys_folder(path: Path | str) -> Path:
-    """Give the folder of a topology file's keys unless it names one: beside it, or here for one that is shipped."""
+    """Return the folder of a topology file's keys unless it names one: beside it, or here for one that is shipped."""
     file = _find(Path(path), "topologies", "topology")
     return (file.parent if file == Path(path) else Path()).resolve() / f"{file.stem}.keys"
 
@@ -654,7 +654,7 @@ def _word(key: Any) -> str:
 
 
 def _keys(location: tuple[int | str, ...], raw: Any, *, last: bool) -> Iterator[str]:
-    """Give the parts of a validation's location that are keys of the file, not names of the alternatives tried."""
+    """Return the parts of a validation's location that are keys of the file, not names of the alternatives tried."""
     for number, part in enumerate(location):
         below = dict(enumerate(raw)) if isinstance(raw, list | tuple) else raw
         if isinstance(below, dict) and (part in below or (last and number == len(location) - 1)):

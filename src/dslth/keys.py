@@ -157,7 +157,7 @@ def _is_there(path: Path) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Tell whether nobody but this machine's own programs reach an address such as ``tcp://127.0.0.1:47100``."""
+    """Return whether nobody but this machine's own programs reach an address such as ``tcp://127.0.0.1:47100``."""
     host = address.partition("://")[2].rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ip_address(host).is_loopback
@@ -166,7 +166,7 @@ def is_loopback(address: str) -> bool:
 
 
 def needed(network: NetworkConfig, addresses: Iterable[str]) -> bool:
-    """Tell whether a peer that listens and connects at these addresses needs keys."""
+    """Return whether a peer that listens and connects at these addresses needs keys."""
     return network.security == "curve" or (network.security == "auto" and not all(map(is_loopback, addresses)))
 
 

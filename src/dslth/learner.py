@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dslth import algorithm, data, models, partition, supermask
-from dslth.codecs import Forecast
+from dslth import algorithm
+from dslth.coding.codecs import Forecast
 from dslth.config import DeviceConfig, ExperimentConfig
+from dslth.learning import data, models, partition, supermask
 from dslth.masks import BitMask
 from dslth.seeds import Stream
 
@@ -153,14 +154,14 @@ class Learner:
         return self._response(BitMask.from_arrays(m.numpy() for m in masks)), float(np.mean(losses))
 
     def _lifts(self) -> list[Tensor]:
-        """Give what lifts the scores: the neighbours' mean ``a``, and the peer's own last mask times ``inertia``."""
+        """Return what lifts the scores: the neighbours' mean ``a``, and the peer's own last mask times ``inertia``."""
         inertia = self._algorithm.inertia
         if not inertia:
             return self._means
         return [a + inertia * own for a, own in zip(self._means, self._own, strict=True)]
 
     def _masks(self) -> list[Tensor]:
-        """Give the masks of the scores and neighbours' masks as they stand (steps 6 and 8)."""
+        """Return the masks of the scores and neighbours' masks as they stand (steps 6 and 8)."""
         return algorithm.extract_masks(self._scores, self._lifts(), self._setting)
 
     def fine_tune(self, masks: Mapping[int, BitMask]) -> None:
@@ -191,7 +192,7 @@ class Learner:
         return BitMask.from_arrays(bits.astype(bool) ^ (noise.random(len(bits)) < flip) for bits in mask.arrays())
 
     def state(self) -> dict[str, NDArray[np.float32]]:
-        """Give what was learned between two rounds: scores, neighbours' mean and own last mask of each layer."""
+        """Return what was learned between two rounds: scores, neighbours' mean and own last mask of each layer."""
         kinds = {"scores": self._scores, "means": self._means, "own": self._own}
         return {f"{kind}.{n}": layer.numpy() for kind, layers in kinds.items() for n, layer in enumerate(layers)}
 
@@ -206,7 +207,7 @@ class Learner:
         self._scores, self._means, self._own = layers("scores"), layers("means"), layers("own")
 
     def mask(self) -> BitMask:
-        """Give the mask that is in use (step 8)."""
+        """Return the mask that is in use (step 8)."""
         return BitMask.from_arrays(m.numpy() for m in self._masks())
 
     def evaluate(self) -> Accuracies:

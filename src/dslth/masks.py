@@ -55,7 +55,7 @@ class BitMask:
         return cls(tuple(layers))
 
     def pack(self) -> bytes:
-        """Give the packed form."""
+        """Return the packed form."""
         return b"".join(layer.tobytes() for layer in self.layers)
 
     def arrays(self) -> list[NDArray[np.uint8]]:

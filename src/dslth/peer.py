@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dslth import tickets
-from dslth.checkpoint import Checkpoint, Checkpoints
-from dslth.events import Finished
+from dslth.exchange.ledger import Ledger
+from dslth.exchange.neighbourhood import Neighbourhood, Place
 from dslth.learner import Learner
-from dslth.ledger import Ledger
 from dslth.masks import BitMask
-from dslth.neighbourhood import Neighbourhood, Place
-from dslth.sinks import Sink
+from dslth.run import tickets
+from dslth.run.checkpoint import Checkpoint, Checkpoints
+from dslth.run.events import Finished
+from dslth.run.sinks import Sink
 from dslth.terminal import say
 from dslth.transport import Transport
 

@@ -33,7 +33,7 @@ class Topology:
     edges: tuple[tuple[int, int], ...]
 
     def neighbours(self, peer: int, round_: int = 0) -> tuple[int, ...]:
-        """Give the peers that a peer talks to in a round, in ascending order (so far the same in every round)."""
+        """Return the peers that a peer talks to in a round, in ascending order (so far the same in every round)."""
         return self._neighbours[peer]
 
     @cached_property
@@ -47,14 +47,14 @@ class Topology:
         return hashlib.sha256(f"{self.peers}:{self.edges}".encode()).hexdigest()[:16]
 
     def to_networkx(self) -> "nx.Graph[int]":
-        """Give the graph as networkx knows it."""
+        """Return the graph as networkx knows it."""
         graph: nx.Graph[int] = nx.Graph()
         graph.add_nodes_from(range(self.peers))
         graph.add_edges_from(self.edges)
         return graph
 
     def to_config(self) -> config.Edges:
-        """Give the graph as the ``graph`` section of a topology file."""
+        """Return the graph as the ``graph`` section of a topology file."""
         return config.Edges(kind="edges", peers=self.peers, edges=self.edges)
 
 

@@ -39,7 +39,7 @@ from zlib import crc32
 
 import msgpack
 
-from dslth.codecs import BY_ID, Codec, History
+from dslth.coding.codecs import BY_ID, Codec, History
 from dslth.config import full_address
 from dslth.masks import BitMask, packed_size
 
@@ -174,7 +174,7 @@ def run_digest(identity: Mapping[str, str]) -> bytes:
 
 
 def max_payload(sizes: Sequence[int]) -> int:
-    """Give the most bytes that a payload may have in a run with masks of these sizes."""
+    """Return the most bytes that a payload may have in a run with masks of these sizes."""
     return max(packed_size(sizes) + 1, MAX_CONTROL)
 
 
@@ -225,7 +225,7 @@ def mask_header(
 
 
 def short_depth(depth: int) -> int:
-    """Give a depth as the header writes it: one byte that tells neighbouring depths, and key frames, apart."""
+    """Return a depth as the header writes it: one byte that tells neighbouring depths, and key frames, apart."""
     return (depth - 1) % 127 + 1 if depth else 0
 
 
@@ -258,7 +258,7 @@ def _ago(round_: int, earlier: int | None) -> int:
 
 
 def tag(digest: bytes) -> int:
-    """Give the first 32 bits of a run digest, which every header carries."""
+    """Return the first 32 bits of a run digest, which every header carries."""
     return int.from_bytes(digest[:4], "big")
 
 
@@ -357,7 +357,7 @@ def read_mask(
 
 
 def is_of(header: Header, mask: BitMask) -> bool:
-    """Tell whether a message, not decoded, is of a mask that is at hand."""
+    """Return whether a message, not decoded, is of a mask that is at hand."""
     return header.check == _check(header[:-1], mask.pack())
 
 

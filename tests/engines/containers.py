@@ -45,7 +45,7 @@ def start_engine():
 
 
 def composes():
-    """Give the Compose commands that are here: 1.29, 2, or both."""
+    """Return the Compose commands that are here: 1.29, 2, or both."""
     found = {}
     if shutil.which("docker-compose"):
         found["v1"] = ["docker-compose"]

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from containers import digests, sh, wait_for
-from dslth.events import RoundReport, parse
+from dslth.run.events import RoundReport, parse
 
 PEERS = 4
 ROUNDS = 400

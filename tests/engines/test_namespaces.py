@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from containers import sh
-from dslth.runfolder import RunFolder
+from dslth.run.folder import RunFolder
 from live import rounds, rounds_done, wait_for, write_topology
 
 PEERS = 10

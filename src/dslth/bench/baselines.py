@@ -22,13 +22,13 @@ import msgpack
 import numpy as np
 import psutil
 
-from dslth import sinks
 from dslth.bench.methods import METHODS, Method
 from dslth.config import ExperimentConfig, RunConfig
 from dslth.errors import JoinError
-from dslth.events import Event, Finished, Joined, LinkStats, RoundReport, Seconds
 from dslth.learner import Accuracies, processor
-from dslth.runfolder import RunFolder
+from dslth.run import sinks
+from dslth.run.events import Event, Finished, Joined, LinkStats, RoundReport, Seconds
+from dslth.run.folder import RunFolder
 from dslth.topology import Topology
 from dslth.transport import Delivery, Transport
 from dslth.transport.zeromq import ZeroMqTransport
@@ -238,7 +238,7 @@ class Loop:
         self._edges[sender].update(payload_received=len(payload), message_received=len(message))
 
     def _common(self) -> dict[str, Any]:
-        """Give what every report says: who, when, and the bytes of each edge since the last report."""
+        """Return what every report says: who, when, and the bytes of each edge since the last report."""
         now, links = {}, self.transport.link_bytes() or {}
         for neighbour, edge in self._edges.items():
             link = links.get(neighbour)

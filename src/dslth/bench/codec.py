@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from bitarray.util import sc_encode
 
-from dslth import codecs
-from dslth.codecs import Forecast, History
+from dslth.coding import codecs
+from dslth.coding.codecs import Forecast, History
 from dslth.errors import OutputError
 from dslth.masks import BitMask
-from dslth.tables import Fitted
+from dslth.show.tables import Fitted
 
 __all__ = ["DENSITIES", "Figure", "correlated", "measure", "rows", "table", "write"]
 
@@ -40,7 +40,7 @@ class Figure:
 
 
 def entropy(p: float) -> float:
-    """Give the entropy of a bit that is 1 with probability p, in bits."""
+    """Return the entropy of a bit that is 1 with probability p, in bits."""
     return 0.0 if p in (0, 1) else float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)))
 
 
@@ -87,7 +87,7 @@ def measure(weights: int, seed: int, progress: Callable[[str], None] = lambda te
 
 
 def _nothing_known(weights: int) -> Forecast:
-    """Give the forecast of a peer of whose scores nothing is known."""
+    """Return the forecast of a peer of whose scores nothing is known."""
     return Forecast([np.zeros(weights, np.float32)], [0])
 
 
@@ -145,7 +145,7 @@ def table(figures: list[Figure]) -> Fitted:
 
 
 def rows(figures: list[Figure]) -> list[dict[str, Any]]:
-    """Give the figures as plain rows for CSV and JSON."""
+    """Return the figures as plain rows for CSV and JSON."""
     return [asdict(figure) for figure in figures]
 
 

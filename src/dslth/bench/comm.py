@@ -21,18 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dslth import codecs
 from dslth.bench.baselines import Baseline, before_exchange
 from dslth.bench.entropy import ORDERS, mask_bits
 from dslth.bench.methods import METHODS, RATES
+from dslth.coding import codecs
 from dslth.config import RunConfig
+from dslth.engines.launcher import run_local, run_one
 from dslth.errors import ConfigError
-from dslth.events import Finished, Joined, RoundReport
-from dslth.launcher import run_local, run_one
 from dslth.learner import Learner
 from dslth.masks import BitMask, packed_size
-from dslth.report import amount, summarise
-from dslth.runfolder import RunFolder
+from dslth.run.events import Finished, Joined, RoundReport
+from dslth.run.folder import RunFolder
+from dslth.show.report import amount, summarise
 from dslth.topology import Topology
 
 __all__ = ["ROWS", "Figures", "Row", "chosen", "compare", "run_rows"]
@@ -83,7 +83,7 @@ class Row:
     algorithm: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, run: RunConfig) -> RunConfig:
-        """Give the run's settings for this row; peers listen on free ports."""
+        """Return the run's settings for this row; peers listen on free ports."""
         algorithm = run.experiment.algorithm.model_copy(update=self.algorithm)
         changes = {"algorithm": algorithm, "codec": self.codec or run.experiment.codec}
         return run.model_copy(update={"network": None, "experiment": run.experiment.model_copy(update=changes)})
@@ -100,7 +100,7 @@ ROWS: Mapping[str, Row] = {row.name: row for row in _ROWS}
 
 
 def chosen(names: str | None) -> list[Row]:
-    """Give the rows of a list such as ``mce-auto,dpsgd``, all without one; ConfigError where one is not known."""
+    """Return the rows of a list such as ``mce-auto,dpsgd``, all without one; ConfigError where one is not known."""
     wanted = [name.strip() for name in names.split(",")] if names else list(ROWS)
     for name in wanted:
         if name not in ROWS:
@@ -155,24 +155,24 @@ class Figures:
         return 10 if rounds >= 13 else min(3, rounds - 1)
 
     def bits_from(self, round_: int) -> float:
-        """Give the mean bits from a round on."""
+        """Return the mean bits from a round on."""
         return fmean(self.bits[round_:])
 
     def bound_from(self, round_: int, order: int) -> float | None:
-        """Give the mean entropy from a round on, given the last ``order`` masks."""
+        """Return the mean entropy from a round on, given the last ``order`` masks."""
         return fmean(given[ORDERS.index(order)] for given in self.bounds[round_:]) if self.bounds else None
 
     def ratio_from(self, round_: int, order: int) -> float | None:
-        """Give how many times the entropy was spent."""
+        """Return how many times the entropy was spent."""
         bound = self.bound_from(round_, order)
         return self.bits_from(round_) / bound if bound else None
 
     def bytes_to(self, accuracy: float) -> int | None:
-        """Give the message bytes after which the mean personal accuracy first was so high."""
+        """Return the message bytes after which the mean personal accuracy first was so high."""
         return next((sent for _, sent, mean in self.curve if mean >= accuracy - 1e-9), None)
 
     def record(self) -> dict[str, Any]:
-        """Give all figures by name: lists by round but the digests, and what follows from them."""
+        """Return all figures by name: lists by round but the digests, and what follows from them."""
         told = {key: value for key, value in vars(self).items() if key not in ("bits", "bounds", "digests")}
         told |= {"bits_by_round": self.bits, "bounds_by_round": self.bounds, "late_from_round": self.late}
         for name, start in (("", 0), ("late_", self.late)):
@@ -228,18 +228,18 @@ def measure(row: Row, folder: RunFolder, lr: float | None) -> Figures:
 
 
 def _sent(event: Joined | RoundReport) -> tuple[int, int]:
-    """Give payload and message bytes that an event reports."""
+    """Return payload and message bytes that an event reports."""
     links = event.links.values()
     return sum(link.payload_sent for link in links), sum(link.message_sent for link in links)
 
 
 def _told(step: Sequence[RoundReport]) -> list[float]:
-    """Give the peers' personal accuracies of a round, none where it was not evaluated."""
+    """Return the peers' personal accuracies of a round, none where it was not evaluated."""
     return [report.accuracy_personal for report in step if report.accuracy_personal is not None]
 
 
 def _before(folder: RunFolder, joined: Sequence[Joined]) -> dict[int, list[float]]:
-    """Give the peers' personal accuracies before the exchange by round; empty where nobody wrote them."""
+    """Return the peers' personal accuracies before the exchange by round; empty where nobody wrote them."""
     shares: dict[int, list[float]] = {}
     for event in joined:
         if (file := before_exchange(folder, event.peer)).exists():

@@ -18,7 +18,7 @@ ORDERS = (1, 2)
 
 
 def conditional_bits(bits: Bits, given: Sequence[Bits]) -> float:
-    """Give ``sum over contexts c and values b of -n(c,b) log2(n(c,b)/n(c))``, in bits, of flat arrays of 0 and 1.
+    """Return ``sum over contexts c and values b of -n(c,b) log2(n(c,b)/n(c))``, in bits, of flat arrays of 0 and 1.
 
     The context of a weight is its values in ``given``; without any it is the entropy of the density.
     """
@@ -31,7 +31,7 @@ def conditional_bits(bits: Bits, given: Sequence[Bits]) -> float:
 
 
 def mask_bits(masks: Iterable[Sequence[Bits]]) -> list[list[float]]:
-    """Give the entropy in bits of each mask, a list of layers, given the last one and given the last two (ORDERS).
+    """Return the entropy in bits of each mask, a list of layers, given the last one and given the last two (ORDERS).
 
     The first masks are given as many as there are.
     """

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dslth import data, models, supermask
 from dslth.config import ExperimentConfig, RunConfig
 from dslth.learner import Accuracies, Samples
+from dslth.learning import data, models, supermask
 from dslth.seeds import Stream
 from dslth.topology import Topology
 
@@ -115,7 +115,7 @@ class Method(ABC):
 
     @abstractmethod
     def outgoing(self, round_: int) -> bytes:
-        """Give the payload for all neighbours, after the local steps."""
+        """Return the payload for all neighbours, after the local steps."""
 
     @abstractmethod
     def decode(self, payload: bytes) -> Any:
@@ -183,7 +183,7 @@ class Dpsgd(Method):
         return _numbers(payload, len(self.x), self.number)
 
     def update(self, known: Tensor, content: Any) -> Tensor:
-        """Give what is known of a model after its next message."""
+        """Return what is known of a model after its next message."""
         return torch.from_numpy(content)
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from dslth.bench.comm import Figures
 from dslth.bench.entropy import ORDERS
 from dslth.errors import OutputError
-from dslth.report import amount
-from dslth.tables import Fitted
+from dslth.show.report import amount
+from dslth.show.tables import Fitted
 
 __all__ = ["as_json", "plot", "tables", "write"]
 
@@ -90,7 +90,7 @@ def tables(measured: Sequence[Figures], target: float | None) -> list[Fitted]:
 
 
 def as_json(measured: Sequence[Figures], settings: Mapping[str, Any], target: float | None) -> dict[str, Any]:
-    """Give everything, as ``--json`` prints it."""
+    """Return everything, as ``--json`` prints it."""
     return {"settings": dict(settings), "target": target, "rows": [figures.record() for figures in measured]}
 
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dslth import launcher, options
-from dslth.bench import faults_cli
-from dslth.options import (
+from dslth.cli import options
+from dslth.cli import stress as faults_cli
+from dslth.cli.options import (
     DataDirOption,
     DebugOption,
     GraphOption,
@@ -21,6 +21,7 @@ from dslth.options import (
     SeedOption,
     TopologyOption,
 )
+from dslth.engines import launcher
 from dslth.terminal import Terminal, err, out
 
 __all__ = ["bench_app"]

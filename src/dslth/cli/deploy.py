@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
+from dslth.cli.options import DebugOption, read
 from dslth.deploy.compose import compose
 from dslth.deploy.k8s import manifests
-from dslth.options import DebugOption, read
 
 __all__ = ["register"]
 

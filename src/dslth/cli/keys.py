@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from dslth import config, keys, options
+from dslth import config, keys
+from dslth.cli import options
+from dslth.cli.options import DebugOption
 from dslth.config import NetworkConfig, RunConfig
-from dslth.options import DebugOption
 from dslth.terminal import err
 from dslth.topology import Topology
 

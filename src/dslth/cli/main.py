@@ -17,17 +17,13 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from dslth import __version__, config, keys, keys_cli, launcher, limits, options, report, timeline, topology
-from dslth.bench.cli import bench_app
-from dslth.checkpoint import Checkpoints
-from dslth.deploy import cli as deploy_cli
-from dslth.deploy import place, ray, reports
-from dslth.deploy.collector import Collector
-from dslth.errors import ConfigError, DslthError, MissingFileError, OutputError
-from dslth.events import Event, Joined, RoundReport
-from dslth.inbox import Inbox
-from dslth.keys_cli import CurveOption, InsecureOption, KeysOption
-from dslth.options import (
+from dslth import __version__, config, keys, limits, topology
+from dslth.cli import deploy as deploy_cli
+from dslth.cli import keys as keys_cli
+from dslth.cli import options
+from dslth.cli.bench import bench_app
+from dslth.cli.keys import CurveOption, InsecureOption, KeysOption
+from dslth.cli.options import (
     CodecOption,
     DataDirOption,
     DebugOption,
@@ -42,7 +38,15 @@ from dslth.options import (
     SeedOption,
     TopologyOption,
 )
-from dslth.runfolder import Launch, RunFolder
+from dslth.deploy import place, reports
+from dslth.deploy.collector import Collector
+from dslth.engines import launcher, ray
+from dslth.engines.inbox import Inbox
+from dslth.errors import ConfigError, DslthError, MissingFileError, OutputError
+from dslth.run.checkpoint import Checkpoints
+from dslth.run.events import Event, Joined, RoundReport
+from dslth.run.folder import Launch, RunFolder
+from dslth.show import report, timeline
 from dslth.terminal import bear_all, err, out, say
 from dslth.transport import faulty
 
@@ -287,7 +291,7 @@ def run(
 
 
 def _as_before(context: typer.Context, typed: Launch, before: Launch) -> Launch:
-    """Give how a run that is gone on with was launched, with what was typed this time in place of what was then."""
+    """Return how a run that is gone on with was launched, with what was typed this time in place of what was then."""
     sources = {name: context.get_parameter_source(name) for name in Launch.model_fields}
     chosen = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     return before.model_copy(update={name: getattr(typed, name) for name in chosen})
@@ -620,7 +624,7 @@ def _full(option: str, address: str) -> str:
 
 
 def _bindable(address: str) -> str:
-    """Give the address to listen on for one that others connect to: a host name becomes every interface."""
+    """Return the address to listen on for one that others connect to: a host name becomes every interface."""
     scheme, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
     is_number = host.replace(".", "").isdigit() or ":" in host

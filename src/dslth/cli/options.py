@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from dslth import config, launcher, topology
+from dslth import config, topology
 from dslth.config import RunConfig
+from dslth.engines import launcher
 from dslth.errors import MissingFileError, OutputError
-from dslth.runfolder import RunFolder
+from dslth.run.folder import RunFolder
 from dslth.terminal import err
 from dslth.topology import Topology
 
@@ -143,7 +144,7 @@ def look_at_data(settings: RunConfig, graph: Topology, peer: int | None = None) 
 
 
 def new_folder(wanted: Path | None, name: str) -> RunFolder:
-    """Give the folder to write: ``--out``, or a new one under ``runs/`` after a topology file's name."""
+    """Return the folder to write: ``--out``, or a new one under ``runs/`` after a topology file's name."""
     if wanted is None:
         return RunFolder.fresh(name)
     if os.path.lexists(wanted) and not wanted.is_dir():

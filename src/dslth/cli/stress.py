@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from dslth import options
-from dslth.errors import ConfigError, DslthError
-from dslth.options import (
+from dslth.cli import options
+from dslth.cli.options import (
     DataDirOption,
     DebugOption,
     JsonOption,
@@ -19,7 +18,8 @@ from dslth.options import (
     SeedOption,
     TopologyOption,
 )
-from dslth.runfolder import RunFolder
+from dslth.errors import ConfigError, DslthError
+from dslth.run.folder import RunFolder
 from dslth.terminal import err, out
 
 __all__ = ["register"]
@@ -59,9 +59,9 @@ def chaos(
         raise ConfigError(f"chaos wants mode sync and a deadline in seconds; change {topology_file}")
     options.look_at_data(settings, graph)
 
-    from dslth.bench import chaos as measured  # torch is heavy: only who measures loads it
-    from dslth.bench import chaos_show as shown
-    from dslth.launcher import run_local
+    from dslth.bench.stress import chaos as measured  # torch is heavy: only who measures loads it
+    from dslth.bench.stress import chaos_show as shown
+    from dslth.engines.launcher import run_local
 
     faults = measured.schedule(settings, graph, every)
     if not faults:
@@ -111,7 +111,7 @@ def resume(
         raise ConfigError("without checkpoints nothing is resumed; set experiment.checkpoint_every")
     options.look_at_data(settings, graph)
 
-    from dslth.bench import resume as measured
+    from dslth.bench.stress import resume as measured
 
     folder = options.new_folder(out_dir, f"bench-resume-{Path(topology_file).stem}").path
     trials = []
@@ -145,7 +145,7 @@ def soak(
     settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
     options.look_at_data(settings, graph)
 
-    from dslth.bench import soak as measured
+    from dslth.bench.stress import soak as measured
 
     folder = options.new_folder(out_dir, f"bench-soak-{Path(topology_file).stem}")
     outcome = measured.soak(settings, graph, folder)
@@ -192,9 +192,9 @@ def fuzz(
     """
     settings, graph = options.read(topology_file, seed=seed, data_dir=data_dir)
 
-    from dslth.bench import fuzz as measured
-    from dslth.bench import siege as sieges
-    from dslth.bench.attacks import ATTACKS
+    from dslth.bench.stress import fuzz as measured
+    from dslth.bench.stress import siege as sieges
+    from dslth.bench.stress.attacks import ATTACKS
 
     names = attack or list(ATTACKS)
     if unknown := [name for name in names if name not in ATTACKS]:

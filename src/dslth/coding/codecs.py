@@ -74,7 +74,7 @@ class Encoder:
             self._coder.encode((positions % block).astype(np.int32), _model.Uniform(block))
 
     def finish(self) -> bytes:
-        """Give the shortest bytes that decode to what was coded, endless zeros understood behind them."""
+        """Return the shortest bytes that decode to what was coded, endless zeros understood behind them."""
         words = self._coder.get_compressed()
         settled, (low, width) = self._coder.pos()
         if low + width > 1 << 64:  # a carry is open: leave it to the library
@@ -183,7 +183,7 @@ class Forecast:
         self._places[self._bits] = np.arange(len(self._bits), dtype=np.int32)
 
     def differences(self, a: BitMask, b: BitMask) -> Indices:
-        """Give the places, ascending, of the weights in which two masks differ."""
+        """Return the places, ascending, of the weights in which two masks differ."""
         changed = np.frombuffer(a.pack(), np.uint8) ^ np.frombuffer(b.pack(), np.uint8)
         octets = np.flatnonzero(changed)
         octet, bit = np.nonzero(np.unpackbits(changed[octets]).reshape(-1, 8))
@@ -191,7 +191,7 @@ class Forecast:
         return places
 
     def flipped(self, mask: BitMask, places: Indices) -> BitMask:
-        """Give a mask that differs from another in these places, each named once."""
+        """Return a mask that differs from another in these places, each named once."""
         packed, bits = np.frombuffer(mask.pack(), np.uint8).copy(), self._bits[places]
         np.bitwise_xor.at(packed, bits >> 3, (128 >> (bits & 7)).astype(np.uint8))
         return BitMask.unpack(packed.tobytes(), mask.sizes)
@@ -246,13 +246,13 @@ class History:
         return hit, flips[surprise]
 
     def quiet(self, group: int) -> tuple[int, Indices]:
-        """Give the number of quiet weights in a group, and before how many of them each active one stands."""
+        """Return the number of quiet weights in a group, and before how many of them each active one stands."""
         low, high = self.forecast.bounds[group : group + 2]
         active = self.active[slice(*np.searchsorted(self.active, (low, high)))] - low
         return int(high - low) - len(active), active - np.arange(len(active))
 
     def probabilities(self) -> Indices:
-        """Give the probability of a flip in each context of each group (layers * groups, 24), in units of 2**-24.
+        """Return the probability of a flip in each context of each group (layers * groups, 24), in units of 2**-24.
 
         What was expected is scaled by how the last round turned out: early on, each round has fewer flips.
         """
@@ -260,7 +260,7 @@ class History:
         return clipped
 
     def _expected(self) -> Indices:
-        """Give the share of flips by the counts of the layer's group, in the shape and unit of ``probabilities``.
+        """Return the share of flips by the counts of the layer's group, in the shape and unit of ``probabilities``.
 
         While those are few, by those of all layers' like groups; while those are few, by all groups' counts of this
         context, and then of its kind.
@@ -274,7 +274,7 @@ class History:
         return flat
 
     def advanced(self, mask: BitMask, round_: int) -> "History":
-        """Give the history that has seen one more mask."""
+        """Return the history that has seen one more mask."""
         flips, after = self.forecast.differences(self.mask, mask), History(self.forecast, mask, round_)
         after.depth = self.depth + 1
         hit, surprises = self.parted(flips)

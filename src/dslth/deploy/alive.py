@@ -15,7 +15,7 @@ LISTEN = "0A"
 
 
 def takes_callers(port: int, tables: Path = Path("/proc/net")) -> bool:
-    """Tell whether a process of this network namespace listens on a port, and leaves none who called unanswered."""
+    """Return whether a process of this network namespace listens on a port, and leaves none who called unanswered."""
     queues = list(_queues(port, tables))
     return bool(queues) and not any(queues)
 

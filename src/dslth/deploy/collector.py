@@ -7,11 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dslth.config import RunConfig
+from dslth.engines.inbox import Inbox
 from dslth.errors import MissingFileError, PeerFailedError
-from dslth.events import Event, Finished, RoundReport
-from dslth.inbox import Inbox
-from dslth.runfolder import RunFolder
-from dslth.sinks import JsonLines
+from dslth.run.events import Event, Finished, RoundReport
+from dslth.run.folder import RunFolder
+from dslth.run.sinks import JsonLines
 from dslth.terminal import say
 from dslth.topology import Topology
 

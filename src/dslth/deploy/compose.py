@@ -74,7 +74,7 @@ volumes:
 
 
 def place_in_container(file: Path | str) -> tuple[str, Path | None]:
-    """Give a topology file's name inside a container, and its folder where that must be mounted.
+    """Return a topology file's name inside a container, and its folder where that must be mounted.
 
     A file that comes with dslth is in the image; any other is mounted with the files beside it.
     """

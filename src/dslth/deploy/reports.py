@@ -10,9 +10,9 @@ from pathlib import Path
 
 from dslth import keys as key_files
 from dslth.config import NetworkConfig
-from dslth.events import Event
-from dslth.inbox import Reporter
+from dslth.engines.inbox import Reporter
 from dslth.keys import Keys
+from dslth.run.events import Event
 
 __all__ = ["collector_keys", "sending"]
 
@@ -37,7 +37,7 @@ def collector_keys(
 def sending(
     address: str | None, peer: int, peers: int, network: NetworkConfig | None
 ) -> Iterator[Callable[[Event], None]]:
-    """Give a function that sends a peer's reports to the collector at ``address``, with keys where the peer has them.
+    """Return a function that sends a peer's reports to the collector at ``address``, with keys where the peer has them.
 
     Without an address it does nothing. Raises SecurityError and AddressError.
     """

@@ -10,8 +10,8 @@ from contextlib import suppress
 import zmq
 
 from dslth.errors import AddressError
-from dslth.events import Event, parse
 from dslth.keys import Keys
+from dslth.run.events import Event, parse
 from dslth.transport import guard
 from dslth.transport.zap import DOMAIN, Gate
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
-from dslth import config, data, events, limits, partition
+from dslth import config, limits
 from dslth import keys as key_files
-from dslth.checkpoint import Checkpoints
 from dslth.config import NetworkConfig, RunConfig
+from dslth.engines.inbox import Inbox, Reporter
 from dslth.errors import (
     BusyError,
     CheckpointError,
@@ -34,17 +34,19 @@ from dslth.errors import (
     OutputError,
     PeerFailedError,
 )
-from dslth.events import Event, Joined, RoundReport
-from dslth.inbox import Inbox, Reporter
 from dslth.keys import Keys
-from dslth.report import summarise
-from dslth.runfolder import Launch, RunFolder
+from dslth.learning import data, partition
+from dslth.run import events
+from dslth.run.checkpoint import Checkpoints
+from dslth.run.events import Event, Joined, RoundReport
+from dslth.run.folder import Launch, RunFolder
 from dslth.seeds import Stream
+from dslth.show.report import summarise
 from dslth.topology import Topology, build
 
 if TYPE_CHECKING:
     from dslth.learner import Learner
-    from dslth.sinks import Sink
+    from dslth.run.sinks import Sink
     from dslth.transport import Transport
     from dslth.transport.faulty import Faults
 
@@ -167,10 +169,11 @@ def run_one(
     ``reports`` makes a sink in the peer's own process. ``faults`` befall what it sends. ``forget``: its checkpoints are
     removed when it has played all rounds and left. ``make_learner`` is for benchmarks that learn otherwise.
     """
-    from dslth import sinks, wire
+    from dslth import wire
+    from dslth.exchange.neighbourhood import Place
     from dslth.learner import Learner  # torch is heavy: only who learns loads it
-    from dslth.neighbourhood import Place
     from dslth.peer import Peer
+    from dslth.run import sinks
     from dslth.transport.faulty import FaultyTransport
     from dslth.transport.memory import MemoryTransport
     from dslth.transport.zeromq import ZeroMqTransport
@@ -217,7 +220,7 @@ class Workers(Protocol):
         """Wait up to ``timeout`` seconds for reports."""
 
     def running(self) -> set[int]:
-        """Give the peers that are there."""
+        """Return the peers that are there."""
 
     def restart(self, peer: int) -> None:
         """Start a peer again that died."""
@@ -229,7 +232,7 @@ class Workers(Protocol):
         """End who is left."""
 
     def failures(self) -> dict[int, Failure]:
-        """Give the peers that failed, and why."""
+        """Return the peers that failed, and why."""
 
 
 def run_local(
@@ -363,7 +366,7 @@ class _Keeper:
                 self._watch(event)
 
     def _untended(self) -> dict[int, Failure]:
-        """Give the peers that have died and may be started again, about whom nothing has been decided yet."""
+        """Return the peers that have died and may be started again, about whom nothing has been decided yet."""
         decided = self._waiting.keys() | self._given_up
         failures = self._workers.failures().items()
         return {peer: failure for peer, failure in failures if peer not in decided and self._may_pass(peer, failure)}
@@ -388,26 +391,26 @@ class _Keeper:
             self._say("restarted", peer)
 
     def _may_pass(self, peer: int, failure: Failure) -> bool:
-        """Tell whether a peer may fare better when it is started again; else a person must mend something."""
+        """Return whether a peer may fare better when it is started again; else a person must mend something."""
         if failure.exit_code == BusyError.exit_code:  # its lock may outlive a machine that was lost
             return self._tries[peer] > 0
         return failure.exit_code == PeerFailedError.exit_code
 
     def _restarts(self, failure: Failure) -> int:
-        """Give how often a peer is started again: seldom where it was killed before all have begun."""
+        """Return how often a peer is started again: seldom where it was killed before all have begun."""
         if failure.killed and not all(map(self._has_joined, range(self._settings.topology.peers))):
             return 0 if _oom_kills() > self._oom_kills else 1
         return RESTARTS
 
     def _hopeless(self) -> bool:
-        """Tell whether the others need not go on: a person must mend something, or they would wait in vain."""
+        """Return whether the others need not go on: a person must mend something, or they would wait in vain."""
         failures = self._workers.failures()
         if not all(self._may_pass(peer, failure) for peer, failure in failures.items()):
             return True
         return any(not self._workers.met or self._waited_for(peer) for peer in failures.keys() - self._waiting.keys())
 
     def _waited_for(self, peer: int) -> bool:
-        """Tell whether the others wait for a peer that does not come: the first time, or without a deadline."""
+        """Return whether the others wait for a peer that does not come: the first time, or without a deadline."""
         experiment = self._settings.run.experiment
         new = not self._resumed and not self._has_joined(peer)
         return experiment.algorithm.exchange and experiment.mode == "sync" and (new or experiment.deadline == "none")
@@ -418,7 +421,7 @@ class _Keeper:
         return max((event.round + 1 for event in said if isinstance(event, RoundReport)), default=0)
 
     def _has_joined(self, peer: int) -> bool:
-        """Tell whether a peer ever met its neighbours since the launch, by its file as well."""
+        """Return whether a peer ever met its neighbours since the launch, by its file as well."""
         if peer not in self._joined:
             said = self._settings.folder.said_by(peer)
             if any(isinstance(event, Joined) and event.time >= self._since for event in said):
@@ -578,7 +581,7 @@ class _Processes:
             self._settings.folder.reports(peer).with_suffix(".log").write_text(failure.trace, encoding="utf-8")
 
     def running(self) -> set[int]:
-        """Give the peers whose process is alive."""
+        """Return the peers whose process is alive."""
         self._read_pipes()
         alive = {peer for peer, process in self._processes.items() if process.is_alive()}
         for peer in self._processes.keys() - alive - self._failures.keys():
@@ -607,7 +610,7 @@ class _Processes:
         self._inbox.close()
 
     def failures(self) -> dict[int, Failure]:
-        """Give the peers that failed, and why."""
+        """Return the peers that failed, and why."""
         return self._failures
 
 
@@ -702,7 +705,7 @@ class _Threads:
             return taken
 
     def running(self) -> set[int]:
-        """Give the peers whose thread is alive."""
+        """Return the peers whose thread is alive."""
         return {peer for peer, thread in self._threads.items() if thread.is_alive()}
 
     def restart(self, peer: int) -> None:
@@ -719,5 +722,5 @@ class _Threads:
             thread.join(GRACE_SECONDS)
 
     def failures(self) -> dict[int, Failure]:
-        """Give the peers that failed, and why."""
+        """Return the peers that failed, and why."""
         return self._failures

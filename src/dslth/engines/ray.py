@@ -17,10 +17,10 @@ from dataclasses import replace
 from typing import Any
 
 from dslth.config import NetworkConfig, RunConfig
+from dslth.engines.launcher import Failure, Settings
 from dslth.errors import ConfigError, DslthError, PeerFailedError
-from dslth.events import Event
-from dslth.launcher import Failure, Settings
-from dslth.runfolder import RunFolder
+from dslth.run.events import Event
+from dslth.run.folder import RunFolder
 
 __all__ = ["RayWorkers", "placed"]
 
@@ -44,7 +44,7 @@ class _Peer:
         self._thread.start()
 
     def address(self) -> str:
-        """Give the address that the peer listens on, empty where it ended before."""
+        """Return the address that the peer listens on, empty where it ended before."""
         while self._thread.is_alive() or not self._book.empty():
             with suppress(queue.Empty):
                 return self._book.get(timeout=TICK)
@@ -179,7 +179,7 @@ class RayWorkers:
         return events
 
     def running(self) -> set[int]:
-        """Give the peers that have neither finished nor failed."""
+        """Return the peers that have neither finished nor failed."""
         return self._actors.keys() - self._done - self._failures.keys()
 
     def ask_to_end(self) -> None:
@@ -193,7 +193,7 @@ class RayWorkers:
         self._words.__exit__(None, None, None)
 
     def failures(self) -> dict[int, Failure]:
-        """Give the peers that failed, and why."""
+        """Return the peers that failed, and why."""
         return self._failures
 
 

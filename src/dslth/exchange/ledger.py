@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
-from dslth.events import Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
 from dslth.learner import Accuracies, processor
 from dslth.masks import BitMask
-from dslth.sinks import Sink
+from dslth.run.events import Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
+from dslth.run.sinks import Sink
 from dslth.transport import Transport
 from dslth.wire import Frames, Refusal
 
@@ -85,7 +85,7 @@ class Ledger:
         self._spent["wait"] = self._spent.get("wait", 0.0) + seconds
 
     def spent(self, name: str) -> float:
-        """Give the seconds of a phase of this round so far."""
+        """Return the seconds of a phase of this round so far."""
         return self._spent.get(name, 0.0)
 
     # --- reporting --------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Ledger:
             sink.emit(event)
 
     def _links(self) -> dict[int, LinkStats]:
-        """Give the bytes of each edge since the last report."""
+        """Return the bytes of each edge since the last report."""
         now = {neighbour: LinkStats(**asdict(edge)) for neighbour, edge in self._edges.items()}
         for neighbour, link in (self._transport.link_bytes() or {}).items():
             now[neighbour] = now[neighbour].model_copy(update={"link_sent": link.sent, "link_received": link.received})
@@ -172,7 +172,7 @@ class Ledger:
 
 
 def _memory() -> int:
-    """Give the resident memory of this process, in bytes; 0 where strangers' connections use up all descriptors."""
+    """Return the resident memory of this process, in bytes; 0 where strangers' connections use up all descriptors."""
     try:
         return int(psutil.Process().memory_info().rss)
     except (OSError, psutil.Error):

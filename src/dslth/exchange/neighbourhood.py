@@ -15,11 +15,11 @@ from statistics import median_low
 from dslth import wire
 from dslth.config import RunConfig, identity
 from dslth.errors import AddressError, JoinError, WrongRunError
-from dslth.events import Happening
+from dslth.exchange.ledger import Ledger
+from dslth.exchange.streams import Incoming, Outgoing
 from dslth.learner import Learner
-from dslth.ledger import Ledger
 from dslth.masks import BitMask
-from dslth.streams import Incoming, Outgoing
+from dslth.run.events import Happening
 from dslth.topology import Topology
 from dslth.transport import Delivery, Transport
 from dslth.wire import Kind, Refusal, Refused
@@ -218,7 +218,7 @@ class Neighbourhood:
         return {neighbour: mask for neighbour, (newest, mask) in self._newest.items() if newest >= oldest}
 
     def _missing(self, round_: int) -> set[int]:
-        """Give the neighbours to wait for: those that are in this round or before it and whose mask is not here."""
+        """Return the neighbours to wait for: those that are in this round or before it and whose mask is not here."""
         if self._experiment.mode == "async":
             return set()
         missing = {
@@ -242,7 +242,7 @@ class Neighbourhood:
         self._ledger.notice(what, self.round, neighbour)
 
     def _is_trusted(self, neighbour: int) -> bool:
-        """Tell whether a neighbour is worth waiting for: each time that it was lost it has to wait longer itself."""
+        """Return whether a neighbour is worth waiting for: each time that it was lost it has to wait longer itself."""
         losses = self._losses[neighbour]
         if self._experiment.mode != "sync":  # where nobody waits for it, it comes and goes once a round at most
             return losses < 2 or self.round > self._gone.get(neighbour, -1)
@@ -319,7 +319,7 @@ class Neighbourhood:
         self._see_where_the_others_are()
 
     def _counts_as_wrong(self, resumed: bool) -> bool:
-        """Tell whether this peer is of another run than its neighbours, as far as they say so.
+        """Return whether this peer is of another run than its neighbours, as far as they say so.
 
         Where it can begin without those who refuse it, and one has welcomed it, it is theirs that is another run.
         """
@@ -332,7 +332,7 @@ class Neighbourhood:
             self._take(self._transport.receive(min(shown_by - now, TICK)))
 
     def _is_late(self) -> bool:
-        """Tell whether the neighbours say that they are far ahead, and their masks do not show it yet."""
+        """Return whether the neighbours say that they are far ahead, and their masks do not show it yet."""
         far = self.round + 1 + BEHIND
         return not self.patient and self._middle(self._claimed) > far >= self._middle(self._heard)
 
@@ -374,7 +374,7 @@ class Neighbourhood:
             self._take(self._transport.receive(min(deadline - now, TICK)))
 
     def _still_there(self) -> set[int]:
-        """Give the neighbours that have not said bye, and where all are patient those that wait for this peer's."""
+        """Return the neighbours that have not said bye, and where all are patient those that wait for this peer's."""
         awaited, connected = set(self._awaited), self._transport.connected()
         if self.patient:
             return awaited - self._byes.keys() | {n for n, heard in self._byes.items() if not heard} & connected
@@ -390,7 +390,7 @@ class Neighbourhood:
         return handed_over
 
     def _holds(self, neighbour: int) -> int | None:
-        """Give the round up to which a neighbour's masks are here, without those that came past a lost one."""
+        """Return the round up to which a neighbour's masks are here, without those that came past a lost one."""
         held = self._incoming.held(neighbour)
         here = self._experiment.mode == "async" or neighbour in self._inbox.get(self.round, {})
         if held is None or held < self.round or here:
@@ -418,7 +418,7 @@ class Neighbourhood:
         self._send(neighbour, wire.lost(self.me.digest, self.place.peer, self.round, held, depth))
 
     def _lately(self, neighbour: int, what: Kind) -> bool:
-        """Tell whether something was done for a neighbour a moment ago; if not, it is done now.
+        """Return whether something was done for a neighbour a moment ago; if not, it is done now.
 
         Masks that are lost are seen to in each round anew, hellos are not.
         """

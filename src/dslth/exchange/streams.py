@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from dslth import codecs, wire
-from dslth.codecs import Codec, Forecast, History
+from dslth import wire
+from dslth.coding import codecs
+from dslth.coding.codecs import Codec, Forecast, History
 from dslth.masks import BitMask
 from dslth.wire import Frames, Header, Hello, Refusal, Refused
 
@@ -127,7 +128,7 @@ class Outgoing:
 
 
 def _continues(coded: _Coded, held: int, depth: int) -> bool:
-    """Tell whether a mask can be read by one that holds those up to round ``held``, ``depth`` in its chain."""
+    """Return whether a mask can be read by one that holds those up to round ``held``, ``depth`` in its chain."""
     return coded.depth == 0 or (coded.round == held + 1 and wire.short_depth(coded.depth) == depth)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dslth import config, files
 from dslth.errors import DataError
-from dslth.pickled import read_batch
+from dslth.learning.pickled import read_batch
 
 __all__ = ["CIFAR10_ARCHIVE", "IDX_FILES", "SHAPES", "Dataset", "Remote", "download", "load"]
 

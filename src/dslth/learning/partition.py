@@ -58,13 +58,13 @@ def split(
 
 
 def _by_class(labels: Indices, classes: int, stream: Stream) -> list[Indices]:
-    """Give the sample indices of each class, in an order drawn from the stream."""
+    """Return the sample indices of each class, in an order drawn from the stream."""
     order = stream.permutation(len(labels))
     return [order[labels[order] == c] for c in range(classes)]
 
 
 def _counts(partition: config.PartitionConfig, peers: int, available: Indices, stream: Stream) -> tuple[Indices, str]:
-    """Give the number of training samples, a row a peer, a column a class."""
+    """Return the number of training samples, a row a peer, a column a class."""
     classes = len(available)
     match partition:
         case config.IidPartition():

@@ -70,7 +70,7 @@ def freeze(module: nn.Module, seed: int, init: Literal["default", "signed"], den
 
 
 def densities(density: config.Density, shapes: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
-    """Give the density of each layer; layers of more than two dimensions are convolutions.
+    """Return the density of each layer; layers of more than two dimensions are convolutions.
 
     Raises ConfigError where a list of densities does not fit the layers.
     """

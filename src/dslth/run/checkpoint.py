@@ -49,7 +49,7 @@ class Checkpoints:
         self.folder = folder
 
     def files(self) -> list[Path]:
-        """Give the checkpoints that are there, newest first."""
+        """Return the checkpoints that are there, newest first."""
         return sorted((path for path in self.folder.glob("round-*.safetensors") if path.is_file()), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -69,7 +69,7 @@ class Checkpoints:
             old.unlink()
 
     def _unfinished(self) -> list[Path]:
-        """Give what is left of checkpoints in whose midst the process was killed."""
+        """Return what is left of checkpoints in whose midst the process was killed."""
         return list(self.folder.glob(".round-*"))
 
     def load(self, run: str, sizes: Sequence[int]) -> tuple[Checkpoint | None, list[str]]:

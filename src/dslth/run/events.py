@@ -67,7 +67,7 @@ class LinkStats(_Record):
     link_received: Bytes | None = None
 
     def __sub__(self, earlier: "LinkStats") -> "LinkStats":
-        """Give the bytes between two readings; link bytes stay None where they cannot be read."""
+        """Return the bytes between two readings; link bytes stay None where they cannot be read."""
         return LinkStats(
             payload_sent=self.payload_sent - earlier.payload_sent,
             payload_received=self.payload_received - earlier.payload_received,

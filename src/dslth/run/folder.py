@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dslth import files
 from dslth.config import RunConfig
 from dslth.errors import BusyError, MissingFileError, OutputError
-from dslth.events import Event, Finished, Noticed, parse
+from dslth.run.events import Event, Finished, Noticed, parse
 from dslth.topology import Topology
 
 __all__ = ["Launch", "RunFolder"]
@@ -223,7 +223,7 @@ class RunFolder:
         return found, others
 
     def have_finished(self, peers: Iterable[int], rounds: int) -> bool:
-        """Tell whether all these peers have played so many rounds and ended in good order."""
+        """Return whether all these peers have played so many rounds and ended in good order."""
         lasts = (([None, *self.said_by(peer)])[-1] for peer in peers)
         return all(isinstance(last, Finished) and last.rounds_completed >= rounds for last in lasts)
 

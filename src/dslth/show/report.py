@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth.errors import ConfigError, OutputError, SkippedError
-from dslth.events import Event, Finished, Joined, RoundReport
-from dslth.runfolder import RunFolder
-from dslth.tables import Fitted, new_table, shortened
+from dslth.run.events import Event, Finished, Joined, RoundReport
+from dslth.run.folder import RunFolder
+from dslth.show.tables import Fitted, new_table, shortened
 from dslth.topology import Topology
 
 __all__ = [
@@ -141,7 +141,7 @@ def _summarise_peer(peer: int, events: Sequence[Event]) -> dict[str, Any]:
 
 
 def _played(events: Iterable[Event]) -> list[RoundReport]:
-    """Give the report of each round, in order; of a round that was played again after a crash the last one."""
+    """Return the report of each round, in order; of a round that was played again after a crash the last one."""
     by_round = {event.round: event for event in events if isinstance(event, RoundReport)}
     return [by_round[number] for number in sorted(by_round)]
 
@@ -288,7 +288,7 @@ class _Row:
 
 
 def _told(values: Iterable[str]) -> list[str]:
-    """Give a column only where it tells peers apart."""
+    """Return a column only where it tells peers apart."""
     column = list(values)
     return column if len(set(column)) > 1 else [""] * len(column)
 

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dslth.tables import new_table, shortened
+from dslth.show.tables import new_table, shortened
 
 __all__ = ["MARKS", "Mark", "legend", "marks", "picture", "show"]
 
@@ -41,7 +41,7 @@ class Mark(NamedTuple):
 
 
 def marks(happenings: Iterable[Mapping[str, Any]], start: float) -> list[Mark]:
-    """Give the marks of a summary's happenings, each in the row of the peer that it happened to."""
+    """Return the marks of a summary's happenings, each in the row of the peer that it happened to."""
     return [Mark(_whom(said), said["time"] - start, MARKS[said["what"]]) for said in happenings]
 
 

@@ -25,11 +25,11 @@ class Gate(ThreadAuthenticator):
         self.start()
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Tell whether a key (Z85) comes in."""
+        """Return whether a key (Z85) comes in."""
         known = key in self._peers
         self.unknown += not known
         return known
 
     def curve_user_id(self, client_public_key: bytes) -> str:
-        """Give the id of the peer that a key (raw) belongs to."""
+        """Return the id of the peer that a key (raw) belongs to."""
         return str(self._peers[zmq.utils.z85.encode(client_public_key)])

@@ -23,7 +23,8 @@ import msgpack
 import numpy as np
 import zmq
 
-from dslth import codecs, wire
+from dslth import wire
+from dslth.coding import codecs
 from dslth.keys import Keys
 from dslth.masks import BitMask
 from dslth.seeds import Stream

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import psutil
 
-from dslth.bench.relay import Relays, behind_relays, directed, whereabouts
+from dslth.bench.stress.relay import Relays, behind_relays, directed, whereabouts
 from dslth.config import RunConfig
-from dslth.events import Event, RoundReport
-from dslth.launcher import Outcome, run_local
-from dslth.runfolder import RunFolder
+from dslth.engines.launcher import Outcome, run_local
+from dslth.run.events import Event, RoundReport
+from dslth.run.folder import RunFolder
 from dslth.seeds import Stream
 from dslth.topology import Topology
 
@@ -218,7 +218,7 @@ class Figures:
     failure: str | None
 
     def record(self) -> dict[str, Any]:
-        """Give all of it, for JSON."""
+        """Return all of it, for JSON."""
         return asdict(self)
 
 
@@ -249,7 +249,7 @@ def measure(name: str, run: RunConfig, outcome: Outcome, injected: Sequence[Inje
 
 
 def _rejoined(rounds: Mapping[int, Sequence[RoundReport]], peer: int, since: float) -> bool:
-    """Tell whether after a moment a neighbour used the peer's masks, and the peer a neighbour's."""
+    """Return whether after a moment a neighbour used the peer's masks, and the peer a neighbour's."""
     links = {neighbour for event in rounds[peer] for neighbour in event.links}
     uses = any(event.time > since and links - set(event.missing) for event in rounds[peer])
     used = any(event.time > since and peer not in event.missing for n in links for event in rounds.get(n, ()))
@@ -276,7 +276,7 @@ def verdict(run: RunConfig, planned: Sequence[Fault], quiet: Figures, figures: F
 def record(
     runs: Sequence[Figures], injected: Sequence[Injected], conditions: Mapping[str, bool], run: RunConfig
 ) -> dict[str, Any]:
-    """Give everything, as ``chaos.json`` holds it."""
+    """Return everything, as ``chaos.json`` holds it."""
     return {
         "settings": run.model_dump(mode="json"),
         "runs": [figures.record() for figures in runs],

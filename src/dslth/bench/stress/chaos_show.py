@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from rich.console import RenderableType
 from rich.text import Text
 
-from dslth import timeline
-from dslth.bench.chaos import SIGNS, Figures, Injected
+from dslth.bench.stress.chaos import SIGNS, Figures, Injected
+from dslth.engines.launcher import Outcome
 from dslth.errors import OutputError
-from dslth.launcher import Outcome
-from dslth.tables import Fitted
-from dslth.timeline import Mark
+from dslth.show import timeline
+from dslth.show.tables import Fitted
+from dslth.show.timeline import Mark
 
 __all__ = ["Drawing", "drawing", "parts", "plot", "write"]
 

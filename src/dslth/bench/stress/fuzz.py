@@ -14,13 +14,14 @@ from typing import Any
 
 import zmq
 
-from dslth import codecs, wire
-from dslth.bench.relay import HOST, Relays, behind_relays, directed, whereabouts
+from dslth import wire
+from dslth.bench.stress.relay import HOST, Relays, behind_relays, directed, whereabouts
+from dslth.coding import codecs
 from dslth.config import RunConfig, identity
-from dslth.events import Event, RoundReport
-from dslth.launcher import run_local
+from dslth.engines.launcher import run_local
 from dslth.learner import Learner
-from dslth.runfolder import RunFolder
+from dslth.run.events import Event, RoundReport
+from dslth.run.folder import RunFolder
 from dslth.seeds import Stream
 from dslth.topology import Topology
 from dslth.wire import Kind, Refusal
@@ -75,7 +76,7 @@ class Figures:
         )
 
     def record(self) -> dict[str, Any]:
-        """Give all of it, for JSON."""
+        """Return all of it, for JSON."""
         return asdict(self) | {"counted": self.counted, "conditions": self.conditions()}
 
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
-from dslth import events, files
+from dslth import files
 from dslth.config import RunConfig
-from dslth.launcher import run_one
-from dslth.runfolder import RunFolder
+from dslth.engines.launcher import run_one
+from dslth.run import events
+from dslth.run.folder import RunFolder
 from dslth.topology import Topology
 
 __all__ = ["Edge", "Relays", "Whereabouts", "across", "behind_relays", "directed", "whereabouts"]
@@ -81,7 +82,7 @@ class Relays:
             await what(self._relays[edge])
 
     def target(self, peer: int) -> int | None:
-        """Give the port that a peer listens on now."""
+        """Return the port that a peer listens on now."""
         return self._target(peer)
 
 
@@ -157,12 +158,12 @@ class _Relay:
 
 
 def directed(topology: Topology) -> list[Edge]:
-    """Give both directions of each link."""
+    """Return both directions of each link."""
     return [edge for a, b in topology.edges for edge in ((a, b), (b, a))]
 
 
 def across(topology: Topology, one_side: Collection[int]) -> list[Edge]:
-    """Give the directed edges between ``one_side`` and the others."""
+    """Return the directed edges between ``one_side`` and the others."""
     return [(a, b) for a, b in directed(topology) if (a in one_side) != (b in one_side)]
 
 
@@ -191,7 +192,7 @@ def behind_relays(
 
 
 def whereabouts(folder: RunFolder, peer: int) -> Whereabouts | None:
-    """Give where a peer behind relays is; None where it has not come up yet."""
+    """Return where a peer behind relays is; None where it has not come up yet."""
     try:
         return Whereabouts(*json.loads(_note(folder, peer).read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 
 from dslth.config import RunConfig
+from dslth.engines.launcher import run_local
 from dslth.errors import PeerFailedError
-from dslth.launcher import run_local
-from dslth.runfolder import RunFolder
+from dslth.run.folder import RunFolder
 from dslth.seeds import Stream
 from dslth.topology import Topology
 
@@ -37,7 +37,7 @@ class Trial:
     seconds: float
 
     def record(self) -> dict[str, Any]:
-        """Give all of it, for JSON."""
+        """Return all of it, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -119,7 +119,7 @@ def _least_round(out: Path, peers: int) -> int:
 
 
 def peers_of(pid: int) -> dict[int, psutil.Process]:
-    """Give the peers' processes of a ``dslth run``, by its process id: each holds its file of reports open."""
+    """Return the peers' processes of a ``dslth run``, by its process id: each holds its file of reports open."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         if process.pid == pid or _session(process.pid) != pid:

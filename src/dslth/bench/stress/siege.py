@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import psutil
 
 from dslth import keys, wire
-from dslth.bench.attacks import ATTACKS, ELSEWHERE, HOST, Attack, Canary, Foe, Seat
+from dslth.bench.stress.attacks import ATTACKS, ELSEWHERE, HOST, Attack, Canary, Foe, Seat
 from dslth.config import NetworkConfig, RunConfig, identity
+from dslth.engines.launcher import run_one
 from dslth.errors import JoinError, MissingFileError
-from dslth.events import Noticed, RoundReport
-from dslth.launcher import run_one
 from dslth.learner import Learner
 from dslth.masks import BitMask
-from dslth.runfolder import RunFolder
+from dslth.run.events import Noticed, RoundReport
+from dslth.run.folder import RunFolder
 from dslth.seeds import Stream
-from dslth.tables import Fitted
+from dslth.show.tables import Fitted
 from dslth.topology import Topology
 
 __all__ = ["Figures", "siege", "table"]
@@ -135,7 +135,7 @@ class Figures:
         return growth[0] - max(1.0, growth[1])
 
     def record(self) -> dict[str, Any]:
-        """Give all of it, for JSON."""
+        """Return all of it, for JSON."""
         return asdict(self) | {"conditions": self.conditions()}
 
 
@@ -213,11 +213,11 @@ class _Group:
                 self.samples[peer].append(_Sample(time.time(), seen.memory_info().rss, seen.num_fds()))
 
     def dead(self) -> dict[int, int]:
-        """Give the exit codes of those who have ended."""
+        """Return the exit codes of those who have ended."""
         return {peer: code for peer, process in self.processes.items() if (code := process.exitcode) is not None}
 
     def warm(self) -> bool:
-        """Tell whether the ring has come into its pace, and the thinker has begun."""
+        """Return whether the ring has come into its pace, and the thinker has begun."""
         try:
             said = {
                 peer: sum(isinstance(e, RoundReport) for e in events) for peer, events in self.folder.events().items()
@@ -432,7 +432,7 @@ class _Siege:
 
 
 def _longest(played: Mapping[int, Sequence[RoundReport]], begun: float, ended: float) -> float:
-    """Give the longest that a round that ended within a time took, without its computing."""
+    """Return the longest that a round that ended within a time took, without its computing."""
     return max(
         (
             e.time - before.time - e.seconds.compute - e.seconds.fine_tune - e.seconds.evaluate

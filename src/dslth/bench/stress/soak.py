@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from dslth import events
 from dslth.config import RunConfig
-from dslth.events import Event, RoundReport
-from dslth.launcher import Outcome, run_local, run_one
-from dslth.runfolder import RunFolder
-from dslth.tables import Fitted
+from dslth.engines.launcher import Outcome, run_local, run_one
+from dslth.run import events
+from dslth.run.events import Event, RoundReport
+from dslth.run.folder import RunFolder
+from dslth.show.tables import Fitted
 from dslth.topology import Topology
 
 __all__ = ["Figures", "figures", "soak", "table"]
@@ -58,7 +58,7 @@ class Figures:
         return self.growth < GROWTH and still
 
     def record(self) -> dict[str, Any]:
-        """Give all of it, for JSON."""
+        """Return all of it, for JSON."""
         return asdict(self) | {"growth": self.growth, "flat": self.flat}
 
 
