@@ -15,7 +15,7 @@ HISTORY = History(Forecast([np.zeros(n, np.float32) for n in SIZES], ME.ones))
 def read(message):
     """What a peer does with a message, as far as reading it goes."""
     frames = wire.split(message)
-    header = wire.read_header(frames, SIZES)
+    header = wire.read_header(frames, wire.max_payload(SIZES))
     match header.kind:
         case Kind.HELLO | Kind.WELCOME:
             return wire.read_hello(frames[1])

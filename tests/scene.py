@@ -19,7 +19,7 @@ from dslth.wire import Kind
 
 def mask_message(digest, sender, round_, mask, depth=0, held=None):
     """A mask as bits; what it would build on is up to the test."""
-    return wire.mask_header(digest, sender, round_, mask.pack(), codecs.BITPACK, depth, held), mask.pack()
+    return wire.mask_header(digest, sender, round_, mask.pack(), codecs.BITPACK.wire_id, depth, held), mask.pack()
 
 
 class Scene:
@@ -34,7 +34,7 @@ class Scene:
         self.sizes = self.mask.sizes
         self.settings = identity(self.run, self.topology.digest) | {"layout": "+".join(map(str, self.sizes))}
         self.me = wire.Hello(wire.run_digest(self.settings), self.sizes, self.mask.ones)
-        self.transport = ZeroMqTransport(wire.max_message(self.sizes))
+        self.transport = ZeroMqTransport(wire.max_message(wire.max_payload(self.sizes)))
         address = self.transport.listen("tcp://127.0.0.1:*")
         self.context = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
@@ -70,7 +70,7 @@ class Scene:
         while self.router.poll(max(0, int(1000 * (deadline - time.monotonic())))):
             route, message = self.router.recv_multipart()
             frames = wire.split(message)
-            header = wire.read_header(frames, self.sizes)
+            header = wire.read_header(frames, wire.max_payload(self.sizes))
             if header.kind == kind:
                 return route, header, frames[1]
         raise AssertionError(f"no {kind!r}")

@@ -108,7 +108,7 @@ def test_a_neighbour_that_moves_back_to_where_the_topology_says_is_found_again(s
         s.say(hello_from(s, there))
         assert elsewhere.poll(20_000)  # a hello there
         s.say_mask(0)
-        while wire.read_header(wire.split(elsewhere.recv_multipart()[1]), s.sizes).kind != Kind.MASK:
+        while wire.read_header(wire.split(elsewhere.recv_multipart()[1]), wire.max_payload(s.sizes)).kind != Kind.MASK:
             assert elsewhere.poll(20_000)
     finally:
         elsewhere.close(0)
@@ -171,12 +171,12 @@ def test_a_peer_that_is_led_to_the_end_says_so_and_does_not_end_with_0(commands,
         while peer.poll() is None:
             while router.poll(50):
                 route, message = router.recv_multipart()
-                header = wire.read_header(wire.split(message), mask.sizes)
+                header = wire.read_header(wire.split(message), wire.max_payload(mask.sizes))
                 if header.kind == Kind.HELLO:
                     router.send_multipart([route, b"".join(wire.hello(Kind.WELCOME, me, 1, 0))])
                 round_ = min(299, header.round + 40)  # always far ahead, with a mask that can be read
                 packed = mask.pack()
-                dealer.send(wire.mask_header(me.digest, 1, round_, packed, codecs.BITPACK, 0, None) + packed)
+                dealer.send(wire.mask_header(me.digest, 1, round_, packed, codecs.BITPACK.wire_id, 0, None) + packed)
         _, stderr = peer.communicate(timeout=60)
     assert peer.returncode == 17, stderr
     assert "of 300 rounds" in stderr.strip().splitlines()[-1]
@@ -244,7 +244,7 @@ class Spokes:
     def answer(self):
         for router, _ in self.poller.poll(200):
             peer, (route, message) = self.peers[router], router.recv_multipart()
-            header = wire.read_header(wire.split(message), self.me.sizes)
+            header = wire.read_header(wire.split(message), wire.max_payload(self.me.sizes))
             if header.kind == Kind.HELLO:
                 router.send_multipart([route, b"".join(wire.hello(Kind.WELCOME, self.me, peer, 0))])
             elif header.kind == Kind.MASK:
@@ -262,7 +262,7 @@ def test_the_hub_of_a_star_has_a_thousand_neighbours_at_two_files_each(topology_
     learner = Learner(0, 10, run.experiment, run.device(0))  # who has which samples is no matter here
     settings = identity(run, graph.digest) | {"layout": "+".join(map(str, learner.sizes))}
     spokes = Spokes(settings, learner.sizes, Learner(1, 10, run.experiment, run.device(1)).mask(), 2)
-    hub = ZeroMqTransport(wire.max_message(learner.sizes), neighbours=SPOKES)
+    hub = ZeroMqTransport(wire.max_message(wire.max_payload(learner.sizes)), neighbours=SPOKES)
     try:
         address = hub.listen("tcp://127.0.0.1:*")
         place = Place(0, run, graph, [address, *spokes.addresses], join_timeout=200)

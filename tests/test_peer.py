@@ -205,7 +205,7 @@ def test_a_hello_of_another_run_is_answered_with_the_settings(scene):
     s.say(wire.hello(Kind.HELLO, wire.Hello(bytes(16), s.sizes, s.mask.ones), 1, 0))
     assert s.dealer.poll(20_000)
     frames = wire.split(s.dealer.recv())
-    assert wire.read_header(frames, s.sizes).kind == Kind.REFUSED
+    assert wire.read_header(frames, wire.max_payload(s.sizes)).kind == Kind.REFUSED
     assert wire.read_refusal(frames[1])["seed"] == "7"
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from dslth import wire
 from dslth.coding.codecs import BY_NAME
-from dslth.exchange.streams import Incoming, Outgoing
+from dslth.exchange.streams import Incoming, MaskCoding, Outgoing
 from dslth.wire import Hello, Refusal, Refused
 from test_codecs import SIZES, drawn, flipped, forecast_of, walk
 
@@ -15,22 +15,25 @@ class Pair:
 
     def __init__(self, codec="auto", keep=2):
         forecast = forecast_of(SIZES, 1)
-        self.outgoing = Outgoing(DIGEST, 0, codec, forecast, keep)
-        self.ends = {n: Incoming(lambda peer, hello: forecast, fewer=True) for n in (1, 2)}
+        self.coding = MaskCoding(SIZES, codec, lambda peer, ones: forecast, fewer=True)
+        self.outgoing = Outgoing(DIGEST, 0, self.coding, SIZES, keep)
+        self.ends = {n: Incoming(self.coding) for n in (1, 2)}
         self.hello = Hello(DIGEST, SIZES, SIZES)
 
     def send(self, round_, mask):
         return dict(self.outgoing.messages(round_, mask, dict.fromkeys(self.ends)))
 
     def take(self, neighbour, frames):
-        header = wire.read_header(frames, SIZES)
+        header = wire.read_header(frames, wire.max_payload(SIZES))
         return self.ends[neighbour].read(header, frames[1], self.hello)
 
     def again(self, neighbour, needs):
         """What a neighbour gets when it says what it holds; the depths of those messages, and the masks."""
         end = self.ends[neighbour]
         frames = list(self.outgoing.again(neighbour, needs, end.held(0), wire.short_depth(end.depth(0)), None))
-        return [wire.read_header(one, SIZES).depth for one in frames], [self.take(neighbour, one) for one in frames]
+        return [wire.read_header(one, wire.max_payload(SIZES)).depth for one in frames], [
+            self.take(neighbour, one) for one in frames
+        ]
 
     def refusal(self, neighbour, frames):
         with pytest.raises(Refused) as caught:
@@ -84,8 +87,7 @@ def test_who_began_anew_gets_the_rounds_that_it_needs_from_a_key_frame_on():
     pair, masks = Pair("context", keep=7), walk(11, 6)
     for round_ in range(6):
         pair.take(1, pair.send(round_, masks[round_])[1])
-    forecast = forecast_of(SIZES, 1)
-    pair.ends[1] = Incoming(lambda peer, hello: forecast, fewer=True)
+    pair.ends[1] = Incoming(pair.coding)
     frames = list(pair.outgoing.again(1, 3, 2, 0, None))  # as its checkpoint says: up to round 2
     assert [pair.take(1, one) for one in frames] == masks[3:6]
 
@@ -95,7 +97,9 @@ def test_what_does_not_help_three_times_is_followed_by_a_key_frame():
     for round_ in range(4):
         pair.take(1, pair.send(round_, masks[round_])[1])
     pair.send(4, masks[4])
-    depths = [wire.read_header(next(pair.outgoing.again(1, 4, 3, 4, None)), SIZES).depth for _ in range(4)]
+    depths = [
+        wire.read_header(next(pair.outgoing.again(1, 4, 3, 4, None)), wire.max_payload(SIZES)).depth for _ in range(4)
+    ]
     assert depths == [4, 4, 4, 0]
 
 

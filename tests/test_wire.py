@@ -23,7 +23,7 @@ def mask_of(layers):
 
 
 def mask_message(digest, sender, round_, mask, codec=BITPACK, depth=0, held=None):
-    header = wire.mask_header(digest, sender, round_, mask.pack(), codec, depth, held)
+    header = wire.mask_header(digest, sender, round_, mask.pack(), codec.wire_id, depth, held)
     return header, codec.encode(mask, HISTORY)
 
 
@@ -39,14 +39,14 @@ def refusal_of(function, *arguments, **options):
 
 
 def read(frames, hello=HELLO):
-    return wire.read_mask(wire.read_header(frames, SIZES), frames[1], hello, HISTORY)
+    return wire.read_mask(wire.read_header(frames, wire.max_payload(SIZES)), frames[1], hello, HISTORY)
 
 
 @given(bits, ids, ids)
 def test_mask_messages_come_back_as_they_were(layers, sender, round_):
     mask = mask_of(layers)
     frames = mask_message(DIGEST, sender, round_, mask)
-    header = wire.read_header(frames, SIZES)
+    header = wire.read_header(frames, wire.max_payload(SIZES))
     assert (header.sender, header.round, header.kind) == (sender, round_, Kind.MASK)
     assert header.tag == wire.tag(DIGEST)
     assert wire.read_mask(header, frames[1], wire.Hello(DIGEST, SIZES, mask.ones), HISTORY) == mask
@@ -62,13 +62,13 @@ def test_headers_are_short(sender, round_):
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.WELCOME])
 def test_hellos_come_back_as_they_were(kind):
     frames = wire.hello(kind, HELLO, 3, 5)
-    assert wire.read_header(frames, SIZES)[1:6] == (kind, wire.tag(DIGEST), 3, 5, 0)
+    assert wire.read_header(frames, wire.max_payload(SIZES))[1:6] == (kind, wire.tag(DIGEST), 3, 5, 0)
     assert wire.read_hello(frames[1]) == HELLO
 
 
 def test_refusals_carry_the_settings():
     frames = wire.refusal(DIGEST, 0, 0, {"experiment.seed": "2"})
-    assert wire.read_header(frames, SIZES).kind == Kind.REFUSED
+    assert wire.read_header(frames, wire.max_payload(SIZES)).kind == Kind.REFUSED
     assert wire.read_refusal(frames[1]) == {"experiment.seed": "2"}
 
 
@@ -80,7 +80,7 @@ def test_differences_name_the_setting_and_both_values():
 
 
 def whole(message, sizes=SIZES):
-    return wire.read_header(wire.split(message), sizes)
+    return wire.read_header(wire.split(message), wire.max_payload(sizes))
 
 
 @settings(max_examples=500)
@@ -153,7 +153,7 @@ def test_truncated_messages_are_refused(data):
 
 
 def header(**changes):
-    fields = wire.read_header(mask_message(DIGEST, 1, 2, MASK), SIZES)._replace(**changes)
+    fields = wire.read_header(mask_message(DIGEST, 1, 2, MASK), wire.max_payload(SIZES))._replace(**changes)
     return msgpack.packb(list(fields))
 
 
@@ -173,12 +173,12 @@ def header(**changes):
     ],
 )
 def test_each_bad_header_has_its_reason(frames, reason):
-    assert refusal_of(wire.read_header, frames, SIZES) is reason
+    assert refusal_of(wire.read_header, frames, wire.max_payload(SIZES)) is reason
 
 
 def test_each_bad_mask_has_its_reason():
     frames = mask_message(DIGEST, 1, 2, MASK)
-    good = wire.read_header(frames, SIZES)
+    good = wire.read_header(frames, wire.max_payload(SIZES))
     padded = bytearray(frames[1])
     padded[1] |= 1
     assert refusal_of(wire.read_mask, good, bytes(padded), HELLO, HISTORY) is Refusal.CORRUPT
@@ -214,7 +214,7 @@ def test_each_bad_hello_has_its_reason(content, reason):
 def test_what_is_held_comes_back_as_a_round(sender, round_, behind):
     held = round_ - behind if behind <= round_ else None
     frames = mask_message(DIGEST, sender, round_, MASK, held=held)
-    assert wire.read_header(frames, SIZES).acknowledged == held
+    assert wire.read_header(frames, wire.max_payload(SIZES)).acknowledged == held
 
 
 @given(st.integers(0, 10**6))

@@ -8,7 +8,6 @@ from itertools import accumulate
 
 import numpy as np
 from bitarray import bitarray, frozenbitarray
-from bitarray.util import count_xor
 from numpy.typing import NDArray
 
 __all__ = ["BitMask", "packed_size"]
@@ -81,9 +80,9 @@ class BitMask:
         """Mark the weights in which two masks differ."""
         return BitMask(tuple(a ^ b for a, b in zip(self.layers, other.layers, strict=True)))
 
-    def hamming(self, other: "BitMask") -> tuple[int, ...]:
-        """Count the weights in which two masks differ, layer by layer."""
-        return tuple(count_xor(a, b) for a, b in zip(self.layers, other.layers, strict=True))
+    def flips(self, before: "BitMask") -> tuple[float, ...]:
+        """Return the share of weights of each layer in which two masks differ."""
+        return (self ^ before).density
 
     @cached_property
     def digest(self) -> str:

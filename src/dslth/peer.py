@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dslth.exchange.ledger import Ledger
 from dslth.exchange.neighbourhood import Neighbourhood, Place
+from dslth.exchange.streams import MaskCoding
 from dslth.learner import Learner
 from dslth.masks import BitMask
 from dslth.run import tickets
@@ -43,7 +44,14 @@ class Peer:
         self._experiment = place.run.experiment
         self._device = place.run.device(place.peer)
         self._ledger = Ledger(place.peer, place.neighbours, transport, sinks)
-        self._neighbourhood = Neighbourhood(place, learner, transport, self._ledger, stop)
+        coding = MaskCoding(
+            learner.sizes,
+            self._experiment.codec,
+            learner.forecast,
+            fewer=self._experiment.algorithm.min_filter_weights > 0,
+            flip=self._experiment.algorithm.flip,
+        )
+        self._neighbourhood = Neighbourhood(place, learner.sizes, learner.ones, coding, transport, self._ledger, stop)
         self._run = self._neighbourhood.me.digest.hex()
         self._saved = 0
         self._unsaved = False

@@ -39,7 +39,7 @@ from zlib import crc32
 
 import msgpack
 
-from dslth.coding.codecs import BY_ID, Codec, History
+from dslth.coding.codecs import BY_ID, History
 from dslth.config import full_address
 from dslth.masks import BitMask, packed_size
 
@@ -178,9 +178,9 @@ def max_payload(sizes: Sequence[int]) -> int:
     return max(packed_size(sizes) + 1, MAX_CONTROL)
 
 
-def max_message(sizes: Sequence[int]) -> int:
-    """Return the most bytes that a message may have in a run with masks of these sizes."""
-    return MAX_HEADER + max_payload(sizes)
+def max_message(largest: int) -> int:
+    """Return the most bytes that a message may have in a run whose payloads have ``largest`` bytes at most."""
+    return MAX_HEADER + largest
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -218,10 +218,10 @@ def bye(digest: bytes, sender: int, round_: int, *, heard: bool = False) -> Fram
 
 
 def mask_header(
-    digest: bytes, sender: int, round_: int, packed: bytes, codec: Codec, depth: int, held: int | None
+    digest: bytes, sender: int, round_: int, packed: bytes, codec: int, depth: int, held: int | None
 ) -> bytes:
     """Write the header of a mask message; ``packed`` is the mask's packed form, whatever the payload is."""
-    return _sealed(Kind.MASK, digest, sender, round_, packed, codec.wire_id, short_depth(depth), held)
+    return _sealed(Kind.MASK, digest, sender, round_, packed, codec, short_depth(depth), held)
 
 
 def short_depth(depth: int) -> int:
@@ -283,9 +283,9 @@ def split(message: bytes | None) -> Frames:
     return message[:end], message[end:]
 
 
-def read_header(frames: Frames, sizes: Sequence[int]) -> Header:
-    """Read the header of a message in a run with masks of these sizes; the payload's length is checked as well."""
-    if len(frames[0]) > MAX_HEADER or len(frames[1]) > max_payload(sizes):
+def read_header(frames: Frames, largest: int) -> Header:
+    """Read the header of a message in a run whose payloads have ``largest`` bytes at most."""
+    if len(frames[0]) > MAX_HEADER or len(frames[1]) > largest:
         _refuse(Refusal.OVERSIZED)
     fields = _unpack(frames[0])
     if type(fields) is not list or len(fields) != len(Header._fields):
@@ -356,9 +356,9 @@ def read_mask(
     return mask
 
 
-def is_of(header: Header, mask: BitMask) -> bool:
-    """Return whether a message, not decoded, is of a mask that is at hand."""
-    return header.check == _check(header[:-1], mask.pack())
+def is_of(header: Header, packed: bytes) -> bool:
+    """Return whether a message, not decoded, is of a mask that is at hand in its packed form."""
+    return header.check == _check(header[:-1], packed)
 
 
 def differences(mine: Mapping[str, str], theirs: Mapping[str, str], limit: int = 3) -> str:
@@ -372,7 +372,7 @@ def differences(mine: Mapping[str, str], theirs: Mapping[str, str], limit: int =
 
 
 def _verify(header: Header, content: bytes) -> None:
-    if header.check != _check(header[:-1], content):
+    if not is_of(header, content):
         _refuse(Refusal.CORRUPT)
 
 

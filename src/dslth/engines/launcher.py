@@ -180,7 +180,7 @@ def run_one(
 
     with folder.owned_by(peer):
         learner = (make_learner or Learner)(peer, topology.peers, run.experiment, run.device(peer))
-        largest = wire.max_message(learner.sizes)
+        largest = wire.max_message(wire.max_payload(learner.sizes))
         if memory is None:
             mine = key_files.choose(peer, run.network, topology.neighbours(peer), listen, folder.path / "keys")
             transport: Transport = ZeroMqTransport(largest, mine, neighbours=len(topology.neighbours(peer)))

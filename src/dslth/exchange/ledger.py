@@ -125,7 +125,7 @@ class Ledger:
                 accuracy_personal=accuracy.personal if accuracy else None,
                 accuracy_global=accuracy.common if accuracy else None,
                 density=mask.density,
-                flips=None if before is None else (mask ^ before).density,
+                flips=None if before is None else mask.flips(before),
                 mask_digest=mask.digest,
                 links=self._links(),
                 seconds=Seconds(**self._spent),

@@ -16,8 +16,7 @@ from dslth import wire
 from dslth.config import RunConfig, identity
 from dslth.errors import AddressError, JoinError, WrongRunError
 from dslth.exchange.ledger import Ledger
-from dslth.exchange.streams import Incoming, Outgoing
-from dslth.learner import Learner
+from dslth.exchange.streams import Incoming, MaskCoding, Outgoing
 from dslth.masks import BitMask
 from dslth.run.events import Happening
 from dslth.topology import Topology
@@ -113,24 +112,25 @@ class Neighbourhood:
     """
 
     def __init__(
-        self, place: Place, learner: Learner, transport: Transport, ledger: Ledger, stop: threading.Event
+        self,
+        place: Place,
+        sizes: tuple[int, ...],
+        ones: tuple[int, ...],
+        coding: MaskCoding,
+        transport: Transport,
+        ledger: Ledger,
+        stop: threading.Event,
     ) -> None:
         self.place, self._transport, self._ledger, self._stop = place, transport, ledger, stop
         self._experiment = experiment = place.run.experiment
         self.patient = experiment.mode == "sync" and experiment.deadline == "none"
         self.round = 0
-        sizes = learner.sizes
         self._identity = identity(place.run, place.topology.digest) | {"layout": "+".join(map(str, sizes))}
-        self.me = wire.Hello(wire.run_digest(self._identity), sizes, learner.ones, place.advertise)
+        self.me = wire.Hello(wire.run_digest(self._identity), sizes, ones, place.advertise)
         # a neighbour that was killed goes on from its last checkpoint, and those in its round are one ahead of it
         keep = experiment.checkpoint_every + 2
-        forecast = learner.forecast(place.peer, learner.ones)
-        self._outgoing = Outgoing(self.me.digest, place.peer, experiment.codec, forecast, keep)
-        self._incoming = Incoming(
-            lambda peer, hello: learner.forecast(peer, hello.ones),
-            fewer=experiment.algorithm.min_filter_weights > 0,
-            flip=experiment.algorithm.flip,
-        )
+        self._outgoing = Outgoing(self.me.digest, place.peer, coding, ones, keep)
+        self._incoming, self._largest = Incoming(coding), coding.largest
         self._ahead = AHEAD + keep
         self._addresses = list(place.addresses)
         self._greeted: dict[int, wire.Hello] = {}
@@ -453,7 +453,7 @@ class Neighbourhood:
         try:
             with self._ledger.phase("decode"):
                 frames = wire.split(delivery.message)
-                header = wire.read_header(frames, self.me.sizes)
+                header = wire.read_header(frames, self._largest)
                 if header.sender not in self.place.neighbours:
                     raise Refused(Refusal.STRANGER)
                 if self._transport.authenticated and delivery.speaker != header.sender:

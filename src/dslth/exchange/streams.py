@@ -7,48 +7,150 @@ says how far its chain goes. What it lacks comes again as it was, or, where the 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
 
 from dslth import wire
 from dslth.coding import codecs
-from dslth.coding.codecs import Codec, Forecast, History
+from dslth.coding.codecs import Forecast, History
 from dslth.masks import BitMask
 from dslth.wire import Frames, Header, Hello, Refusal, Refused
 
-__all__ = ["Incoming", "Outgoing"]
+__all__ = ["Chain", "Coding", "Incoming", "MaskCoding", "Message", "Outgoing"]
 
 SAME_AGAIN = 3
 """How often the same masks are sent again as they were, before a key frame begins a new chain."""
 
 
-class _Coded(NamedTuple):
+class Message(Protocol):
+    """What a peer sends in a round: a mask, or what another method has in its place."""
+
+    @property
+    def digest(self) -> str:
+        """Name it by a SHA-256, in hex."""
+
+    @property
+    def density(self) -> tuple[float, ...]:
+        """Share of kept weights of each layer."""
+
+    def flips(self, before: Self) -> tuple[float, ...] | None:
+        """Return the share of bits of each layer that differ from the message before; None where there are no bits."""
+
+    def pack(self) -> bytes:
+        """Return the form that checksums and checkpoints use."""
+
+
+class Chain(Protocol):
+    """What both ends know of a sender's messages: ``depth`` of them, the last one of round ``round``."""
+
+    round: int
+    depth: int
+
+
+M = TypeVar("M", bound=Message)
+C = TypeVar("C", bound=Chain)
+
+
+class Coding(Protocol[M, C]):
+    """How messages become payloads and payloads messages; each may build on those before it, a chain."""
+
+    @property
+    def largest(self) -> int:
+        """Bytes of a payload at most."""
+
+    def first(self, peer: int, ones: Sequence[int]) -> C:
+        """Return the chain of a peer before its first message; ``ones`` as its hello says."""
+
+    def after(self, chain: C, message: M, round_: int) -> C:
+        """Return the chain that has one more message; the one before stays as it is."""
+
+    def last(self, chain: C) -> M:
+        """Return a chain's last message."""
+
+    def encode(self, message: M, chain: C) -> tuple[int, bytes]:
+        """Return the wire id of the codec, and the payload."""
+
+    def decode(self, header: Header, payload: bytes, sender: Hello, chain: C) -> M:
+        """Read a payload of a sender that has said hello; Refused where it is none."""
+
+    def unpack(self, packed: bytes) -> M:
+        """Read what ``Message.pack`` wrote; ValueError where it is none."""
+
+
+class MaskCoding:
+    """Masks, by a codec's name; ``forecast`` gives a peer's forecast by its id and its ones.
+
+    ``fewer`` and ``flip`` are ``wire.read_mask``'s.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        codec: str,
+        forecast: Callable[[int, Sequence[int]], Forecast],
+        *,
+        fewer: bool = False,
+        flip: float = 0.0,
+    ) -> None:
+        self.largest = wire.max_payload(sizes)
+        self._sizes, self._codec, self._forecast = sizes, codec, forecast
+        self._fewer, self._flip = fewer, flip
+
+    def first(self, peer: int, ones: Sequence[int]) -> History:
+        """Return a history that has the forecast alone."""
+        return History(self._forecast(peer, ones))
+
+    def after(self, chain: History, message: BitMask, round_: int) -> History:
+        """Return the history that has seen one more mask."""
+        return chain.advanced(message, round_)
+
+    def last(self, chain: History) -> BitMask:
+        """Return the last mask."""
+        return chain.mask
+
+    def encode(self, message: BitMask, chain: History) -> tuple[int, bytes]:
+        """Encode a mask given those before it."""
+        codec, payload = codecs.encode(message, chain, self._codec)
+        return codec.wire_id, payload
+
+    def decode(self, header: Header, payload: bytes, sender: Hello, chain: History) -> BitMask:
+        """Read a mask, with all the checks of ``wire``."""
+        return wire.read_mask(header, payload, sender, chain, fewer=self._fewer, flip=self._flip)
+
+    def unpack(self, packed: bytes) -> BitMask:
+        """Read a mask's packed form."""
+        return BitMask.unpack(packed, self._sizes)
+
+
+@dataclass(frozen=True)
+class _Coded(Generic[M]):
     """A mask as it was sent: ``depth`` masks of the chain before it."""
 
     round: int
     depth: int
-    mask: BitMask
-    codec: Codec
+    mask: M
+    codec: int
     payload: bytes
 
 
-class Outgoing:
+class Outgoing(Generic[M, C]):
     """The masks that a peer sends; each is coded once for all neighbours that hold the same.
 
-    The last ``keep`` masks are kept for neighbours that lost some.
+    The last ``keep`` masks are kept for neighbours that lost some; ``ones`` are those of the peer's own hello.
     """
 
-    def __init__(self, digest: bytes, sender: int, codec: str, forecast: Forecast, keep: int) -> None:
-        self._digest, self._sender, self._codec, self._keep = digest, sender, codec, keep
-        self._kept: deque[tuple[int, BitMask]] = deque(maxlen=keep)
-        self._start = History(forecast)
-        self._held: dict[int, History] = {}
-        self._coded: dict[int, deque[_Coded]] = {}
+    def __init__(self, digest: bytes, sender: int, coding: Coding[M, C], ones: Sequence[int], keep: int) -> None:
+        self._digest, self._sender, self._coding, self._keep = digest, sender, coding, keep
+        self._kept: deque[tuple[int, M]] = deque(maxlen=keep)
+        self._start = coding.first(sender, ones)
+        self._held: dict[int, C] = {}
+        self._coded: dict[int, deque[_Coded[M]]] = {}
         self._has: dict[int, int] = {}
         self._again: dict[int, tuple[int, int]] = {}
 
     @property
-    def kept(self) -> tuple[tuple[int, BitMask], ...]:
+    def kept(self) -> tuple[tuple[int, M], ...]:
         """The last masks and their rounds, oldest first."""
         return tuple(self._kept)
 
@@ -57,7 +159,7 @@ class Outgoing:
         """The round of the last mask."""
         return self._kept[-1][0] if self._kept else None
 
-    def restore(self, kept: Iterable[tuple[int, BitMask]]) -> None:
+    def restore(self, kept: Iterable[tuple[int, M]]) -> None:
         """Take back the masks that were sent before a restart."""
         self._kept.extend(kept)
 
@@ -65,15 +167,13 @@ class Outgoing:
         """Learn of a neighbour that greets up to which round it has this peer's masks."""
         self._has[neighbour] = -1 if round_ is None else round_
 
-    def messages(
-        self, round_: int, mask: BitMask, acknowledge: Mapping[int, int | None]
-    ) -> Iterator[tuple[int, Frames]]:
+    def messages(self, round_: int, mask: M, acknowledge: Mapping[int, int | None]) -> Iterator[tuple[int, Frames]]:
         """Yield the round's message for each neighbour; ``acknowledge`` is the round of its mask that is held here.
 
         A neighbour that has the mask already, from before a restart of this peer, gets none.
         """
         self._kept.append((round_, mask))
-        made: dict[int, tuple[History, _Coded]] = {}
+        made: dict[int, tuple[C, _Coded[M]]] = {}
         for neighbour, held in acknowledge.items():
             if self._has.get(neighbour, -1) >= round_:
                 continue
@@ -107,7 +207,7 @@ class Outgoing:
         for coded in lacking:
             yield self._frames(coded, acknowledge)
 
-    def _chain(self, neighbour: int, first: int) -> list[_Coded]:
+    def _chain(self, neighbour: int, first: int) -> list[_Coded[M]]:
         """Begin a new chain for a neighbour with the first kept mask of round ``first`` or later, or the last."""
         masks = [kept for kept in self._kept if kept[0] >= first] or [self._kept[-1]]
         history, chain = self._start, []
@@ -117,31 +217,28 @@ class Outgoing:
         self._held[neighbour], self._coded[neighbour] = history, deque(chain, maxlen=self._keep)
         return chain
 
-    def _code(self, round_: int, mask: BitMask, history: History) -> tuple[History, _Coded]:
-        codec, payload = codecs.encode(mask, history, self._codec)
-        return history.advanced(mask, round_), _Coded(round_, history.depth, mask, codec, payload)
+    def _code(self, round_: int, mask: M, history: C) -> tuple[C, _Coded[M]]:
+        codec, payload = self._coding.encode(mask, history)
+        return self._coding.after(history, mask, round_), _Coded(round_, history.depth, mask, codec, payload)
 
-    def _frames(self, coded: _Coded, held: int | None) -> Frames:
+    def _frames(self, coded: _Coded[M], held: int | None) -> Frames:
         packed = coded.mask.pack()
         header = wire.mask_header(self._digest, self._sender, coded.round, packed, coded.codec, coded.depth, held)
         return header, coded.payload
 
 
-def _continues(coded: _Coded, held: int, depth: int) -> bool:
+def _continues(coded: _Coded[M], held: int, depth: int) -> bool:
     """Return whether a mask can be read by one that holds those up to round ``held``, ``depth`` in its chain."""
     return coded.depth == 0 or (coded.round == held + 1 and wire.short_depth(coded.depth) == depth)
 
 
-class Incoming:
-    """The masks that a peer receives; each neighbour's are decoded in the order of their rounds.
+class Incoming(Generic[M, C]):
+    """The masks that a peer receives; each neighbour's are decoded in the order of their rounds."""
 
-    ``forecast`` gives the forecast of a peer, by its id and its hello; ``fewer`` and ``flip`` are ``wire.read_mask``'s.
-    """
-
-    def __init__(self, forecast: Callable[[int, Hello], Forecast], *, fewer: bool = False, flip: float = 0.0) -> None:
-        self._forecast, self._fewer, self._flip = forecast, fewer, flip
-        self._starts: dict[int, History] = {}
-        self._held: dict[int, History] = {}
+    def __init__(self, coding: Coding[M, C]) -> None:
+        self._coding = coding
+        self._starts: dict[int, C] = {}
+        self._held: dict[int, C] = {}
 
     def held(self, neighbour: int) -> int | None:
         """Return the round of a neighbour's newest mask."""
@@ -153,11 +250,12 @@ class Incoming:
         history = self._held.get(neighbour)
         return history.depth if history else 0
 
-    def read(self, header: Header, payload: bytes, sender: Hello) -> BitMask:
+    def read(self, header: Header, payload: bytes, sender: Hello) -> M:
         """Decode a mask and hold it; Refused where it repeats one or builds on one that is not held."""
         peer, held = header.sender, self._held.get(header.sender)
         if peer not in self._starts:
-            self._starts[peer] = History(self._forecast(peer, sender))
+            self._starts[peer] = self._coding.first(peer, sender.ones)
+        newest = self._coding.last(held) if held is not None and header.round == held.round else None
         old = held is not None and header.round <= held.round
         if header.depth == 0:
             history = self._starts[peer]
@@ -167,10 +265,10 @@ class Incoming:
             raise Refused(Refusal.UNKNOWN_BASE)
         else:
             history = held
-        if held is not None and header.round == held.round and wire.is_of(header, held.mask):
-            mask = held.mask  # a key frame of what is here already: its sender begins a new chain
+        if newest is not None and wire.is_of(header, newest.pack()):
+            mask = newest  # a key frame of what is here already: its sender begins a new chain
         else:
-            mask = wire.read_mask(header, payload, sender, history, fewer=self._fewer, flip=self._flip)
-        if not old or (held is not None and header.round == held.round and mask == held.mask):
-            self._held[peer] = history.advanced(mask, header.round)
+            mask = self._coding.decode(header, payload, sender, history)
+        if not old or (newest is not None and mask == newest):
+            self._held[peer] = self._coding.after(history, mask, header.round)
         return mask

@@ -115,7 +115,9 @@ class Foe:
     def mask(self, round_: int, mask: BitMask | None = None) -> Frames:
         """Write a mask that builds on none: the seat's first one, unless another is given."""
         packed = (mask or self.seat.mask).pack()
-        header = wire.mask_header(self.seat.me.digest, self.seat.peer, round_, packed, codecs.BITPACK, 0, self.round)
+        header = wire.mask_header(
+            self.seat.me.digest, self.seat.peer, round_, packed, codecs.BITPACK.wire_id, 0, self.round
+        )
         return header, packed
 
     @property
@@ -253,7 +255,7 @@ class Seat:
         while self._router.poll(0):
             route, message = self._router.recv_multipart()
             with suppress(wire.Refused):
-                header = wire.read_header(wire.split(message), self.me.sizes)
+                header = wire.read_header(wire.split(message), wire.max_payload(self.me.sizes))
                 foe = self.foes[header.sender]
                 foe.round, self.routes[header.sender] = header.round, route
                 if joining and header.kind == Kind.HELLO:

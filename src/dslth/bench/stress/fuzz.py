@@ -101,7 +101,7 @@ def messages(run: RunConfig, topology: Topology, stream: Stream) -> Iterator[lis
         return stream.uniform(size).tobytes()[:size]
 
     def header(sender: int, codec: codecs.Codec, depth: int) -> bytes:
-        return wire.mask_header(digest, sender, integer(9999), packed, codec, depth, None)
+        return wire.mask_header(digest, sender, integer(9999), packed, codec.wire_id, depth, None)
 
     def hello(kind: Kind, digest: bytes, sizes: tuple[int, ...]) -> wire.Frames:
         return wire.hello(kind, wire.Hello(digest, sizes, sizes), neighbour, integer(1000))
