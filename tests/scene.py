@@ -9,7 +9,7 @@ from dslth import config, topology, wire
 from dslth.coding import codecs
 from dslth.config import identity
 from dslth.errors import JoinError, WrongRunError
-from dslth.exchange.neighbourhood import Place
+from dslth.exchange.protocol import Place
 from dslth.learner import Learner
 from dslth.peer import Peer
 from dslth.run.sinks import Call

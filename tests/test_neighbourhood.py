@@ -15,8 +15,8 @@ import zmq
 from dslth import config, topology, wire
 from dslth.coding import codecs
 from dslth.config import identity
-from dslth.exchange import neighbourhood
-from dslth.exchange.neighbourhood import Place
+from dslth.exchange import protocol
+from dslth.exchange.protocol import Place
 from dslth.learner import Learner
 from dslth.peer import Peer
 from dslth.run.sinks import Call
@@ -147,7 +147,7 @@ def test_a_mask_from_far_ahead_skips_a_bounded_number_of_rounds(scene):
     while len(s.rounds) < 2:
         s.hear(Kind.MASK)
     skips = [after.round - before.round for before, after in itertools.pairwise(s.rounds)]
-    assert max(skips) <= neighbourhood.SKIP + 1
+    assert max(skips) <= protocol.SKIP + 1
     s.stop.set()
 
 

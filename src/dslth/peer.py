@@ -1,7 +1,7 @@
 """The round loop of one peer: learn, send the mask, gather the neighbours' masks, fine-tune, report.
 
 What a newcomer should know: a peer is one thread, and who its neighbours are and what they say is the business of
-``neighbourhood``. A peer that dies goes on from its last checkpoint.
+``exchange``. A peer that dies goes on from its last checkpoint.
 """
 
 import threading
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dslth.exchange.ledger import Ledger
-from dslth.exchange.neighbourhood import Neighbourhood, Place
+from dslth.exchange.neighbours import Neighbours
+from dslth.exchange.protocol import Place
 from dslth.exchange.streams import MaskCoding
 from dslth.learner import Learner
 from dslth.masks import BitMask
@@ -51,8 +52,9 @@ class Peer:
             fewer=self._experiment.algorithm.min_filter_weights > 0,
             flip=self._experiment.algorithm.flip,
         )
-        self._neighbourhood = Neighbourhood(place, learner.sizes, learner.ones, coding, transport, self._ledger, stop)
-        self._run = self._neighbourhood.me.digest.hex()
+        self._neighbours = Neighbours(place, learner.sizes, learner.ones, coding, transport, self._ledger, stop)
+        self._exchange = self._neighbours.exchange
+        self._run = self._exchange.me.digest.hex()
         self._saved = 0
         self._unsaved = False
 
@@ -62,25 +64,25 @@ class Peer:
         Raises JoinError and WrongRunError before the first round, CheckpointError where there is one that cannot be
         used; never fails because of others after it.
         """
-        rounds, exchange = self._experiment.rounds, self._experiment.algorithm.exchange
-        neighbourhood, every = self._neighbourhood, self._experiment.checkpoint_every
+        exchange, rounds, every = self._exchange, self._experiment.rounds, self._experiment.checkpoint_every
+        exchanges = self._experiment.algorithm.exchange
         resumed = self._resume()
-        if exchange and neighbourhood.round < rounds:
-            neighbourhood.join(resumed=resumed)
+        if exchanges and exchange.round < rounds:
+            self._neighbours.join(resumed=resumed)
         if not self._stop.is_set():
             samples, device = self._learner.training_samples, self._device.device
             self._ledger.joined(self._experiment.model.name, self._learner.sizes, samples, device)
-        while neighbourhood.round < rounds and not self._stop.is_set():
-            neighbourhood.catch_up()
-            if self._play(neighbourhood.round):
-                neighbourhood.round += 1
-                if every and (neighbourhood.round % every == 0 or neighbourhood.round == rounds):
+        while exchange.round < rounds and not self._stop.is_set():
+            exchange.catch_up()
+            if self._play(exchange.round):
+                exchange.end_round()
+                if every and (exchange.round % every == 0 or exchange.round == rounds):
                     self._save()
         if self._stop.is_set():
             self._save()
-        will_be_back = neighbourhood.patient and neighbourhood.round < rounds
-        if exchange and not will_be_back:  # a bye would let the others go on without it
-            neighbourhood.leave()
+        will_be_back = exchange.patient and exchange.round < rounds
+        if exchanges and not will_be_back:  # a bye would let the others go on without it
+            self._neighbours.leave()
         return self._finish(ticket)
 
     def _play(self, round_: int) -> bool:
@@ -92,8 +94,8 @@ class Peer:
         masks: Mapping[int, BitMask] = {}
         if experiment.algorithm.exchange:
             with ledger.phase("encode"):
-                self._neighbourhood.send(mask)
-            masks = self._neighbourhood.gather()
+                self._neighbours.send(mask)
+            masks = self._neighbours.gather()
             if self._stop.is_set():
                 learner.restore(before)
                 return False
@@ -118,10 +120,10 @@ class Peer:
 
     def _finish(self, ticket: Path | None) -> Finished:
         mask = self._learner.mask()
-        if ticket is not None and self._neighbourhood.round:
+        if ticket is not None and self._exchange.round:
             shapes = tuple(tuple(w.shape) for w in self._learner.net.weights)
             tickets.store(tickets.Ticket(self._place.peer, self._experiment, shapes, mask), ticket)
-        return self._ledger.finished(self._neighbourhood.round, mask)
+        return self._ledger.finished(self._exchange.round, mask)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -135,27 +137,27 @@ class Peer:
         if checkpoint is None:
             return False
         self._learner.restore(checkpoint.tensors)
-        self._neighbourhood.restore(checkpoint.sent)
+        self._saved = min(checkpoint.round, self._experiment.rounds)
+        self._exchange.restore(self._saved, checkpoint.sent)
         self._ledger.restore(checkpoint.refused, checkpoint.sent[-1][1] if checkpoint.sent else None)
-        self._neighbourhood.round = self._saved = min(checkpoint.round, self._experiment.rounds)
-        self._ledger.notice("resumed", self._neighbourhood.round)
+        self._ledger.notice("resumed", self._exchange.round)
         return True
 
     def _save(self) -> None:
         """Write a checkpoint; where the disk does not take it, say so once and learn on."""
-        if self._checkpoints is None or self._saved == self._neighbourhood.round:
+        if self._checkpoints is None or self._saved == self._exchange.round:
             return
-        sent = [(round_, mask) for round_, mask in self._neighbourhood.sent if round_ < self._neighbourhood.round]
+        sent = [(round_, mask) for round_, mask in self._exchange.sent if round_ < self._exchange.round]
         state, refused = self._learner.state(), self._ledger.refused
         try:
-            self._checkpoints.save(Checkpoint(self._run, self._neighbourhood.round, state, sent, refused))
+            self._checkpoints.save(Checkpoint(self._run, self._exchange.round, state, sent, refused))
         except OSError as error:
             if not self._unsaved:
                 self._unsaved = True
-                self._ledger.notice("unsaved", self._neighbourhood.round, detail=str(error.strerror))
+                self._ledger.notice("unsaved", self._exchange.round, detail=str(error.strerror))
                 self._say(f"cannot write a checkpoint into {self._checkpoints.folder}: {error.strerror}; learning on")
         else:
-            self._saved, self._unsaved = self._neighbourhood.round, False
+            self._saved, self._unsaved = self._exchange.round, False
 
     def _say(self, text: str) -> None:
         say(f"dslth: peer {self._place.peer}: {text}")

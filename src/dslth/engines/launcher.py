@@ -170,7 +170,7 @@ def run_one(
     removed when it has played all rounds and left. ``make_learner`` is for benchmarks that learn otherwise.
     """
     from dslth import wire
-    from dslth.exchange.neighbourhood import Place
+    from dslth.exchange.protocol import Place
     from dslth.learner import Learner  # torch is heavy: only who learns loads it
     from dslth.peer import Peer
     from dslth.run import sinks

@@ -1,0 +1,172 @@
+"""The round modes: whom a round waits for, how long, and what it takes in. One small object each."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median_low
+from typing import Any, TypeVar
+
+from dslth.config import ExperimentConfig
+from dslth.exchange.neighbour import Neighbour, State
+
+__all__ = ["BEHIND", "PROBATION", "Async", "Deadline", "Patient", "Sync", "middle", "mode_of"]
+
+BEHIND = 1
+"""Rounds that a peer may be behind its neighbours without skipping any."""
+PROBATION = 32
+"""Rounds that pass after a neighbour's second loss until it is waited for once more; twice as many with each further.
+
+Its masks count meanwhile, where they come in time. Who only says that it is there, over and over, holds nobody up.
+"""
+
+M = TypeVar("M")
+Many = Sequence[Neighbour[Any]]
+
+
+class Sync:
+    """All who are there are waited for, up to the deadline; who misses it is not, until it is heard of again."""
+
+    patient = False
+    in_step = True
+    """Whether a mask belongs to the round that it is of."""
+    begins_alone = False
+    """Whether a new peer begins with those who are there, where some do not come within the join time-out."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+
+    def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
+        """Return the neighbours to wait for: in this round or before it, and their mask is not here."""
+        return [neighbour for neighbour in neighbours if neighbour.lacks(round_)]
+
+    def lose(self, neighbour: Neighbour[Any]) -> None:
+        """Take it that a neighbour missed the deadline."""
+        neighbour.state = State.LOST
+
+    def trusts(self, neighbour: Neighbour[Any], round_: int) -> bool:
+        """Return whether a neighbour is worth waiting for: each time that it was lost it has to wait longer itself."""
+        probation = PROBATION * 2 ** (neighbour.losses - 2) if neighbour.losses > 1 else 0
+        return round_ >= (round_ if neighbour.missed_in is None else neighbour.missed_in) + probation
+
+    def awaited_from(self, neighbour: Neighbour[Any], claimed: int, round_: int) -> int | None:
+        """Return from which round on to wait for a neighbour that says hello and is in round ``claimed``, if at all.
+
+        Whoever is further behind skips rounds, and says by its first mask which is the next that it plays.
+        """
+        near = claimed >= round_ - BEHIND
+        return round_ + bool(round_) if near and self.trusts(neighbour, round_) else None
+
+    def received(self, neighbours: Iterable[Neighbour[M]], round_: int) -> Mapping[int, M]:
+        """Return the masks that a round ends with, by neighbour."""
+        return {n.id: n.masks[round_] for n in neighbours if round_ in n.masks}
+
+    def shown(self, there: Many, round_: int) -> int:
+        """Return the round that the neighbours' masks show the run to be in, for a peer in round ``round_``."""
+        return middle([neighbour.heard for neighbour in there], round_)
+
+    def stays_for(self, neighbours: Many, connected: frozenset[int]) -> Many:
+        """Return the neighbours for whom a peer stays that has played all rounds: those that have not said bye."""
+        return [neighbour for neighbour in neighbours if neighbour.state is State.AWAITED]
+
+
+class Patient(Sync):
+    """Sync without a deadline: who is lost is waited for until it is back, and no round is skipped."""
+
+    patient = True
+
+    def __init__(self) -> None:
+        super().__init__(float("inf"))
+
+    def awaited_from(self, neighbour: Neighbour[Any], claimed: int, round_: int) -> int | None:
+        """Return this round: whoever comes is waited for."""
+        return round_
+
+    def shown(self, there: Many, round_: int) -> int:
+        """Return the peer's own round: nobody goes on without it."""
+        return round_
+
+    def stays_for(self, neighbours: Many, connected: frozenset[int]) -> Many:
+        """Return those that have not said bye, or are there and have not heard this peer's.
+
+        What was sent last may have to come again.
+        """
+        return [
+            n
+            for n in neighbours
+            if (n.state is State.AWAITED and not n.said_bye) or (n.said_bye and not n.heard_bye and n.id in connected)
+        ]
+
+
+class Deadline(Sync):
+    """All who are connected are waited for, each round anew, up to the deadline."""
+
+    begins_alone = True
+
+    def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
+        """Return those to wait for who are connected."""
+        return [n for n in neighbours if n.id in connected and n.lacks(round_)]
+
+    def lose(self, neighbour: Neighbour[Any]) -> None:
+        """Wait for it in the next round all the same."""
+
+    def trusts(self, neighbour: Neighbour[Any], round_: int) -> bool:
+        """Return True once a round at most: nobody waits long for it, it may come and go."""
+        return _not_missed_in(neighbour, round_)
+
+    def stays_for(self, neighbours: Many, connected: frozenset[int]) -> Many:
+        """Return those who are connected and have not said bye."""
+        return [n for n in super().stays_for(neighbours, connected) if n.id in connected]
+
+
+class Async(Sync):
+    """Nobody is waited for: a round takes each neighbour's newest mask, unless it is too old."""
+
+    in_step = False
+    begins_alone = True
+
+    def __init__(self, deadline: float, staleness: int) -> None:
+        super().__init__(deadline)
+        self._staleness = staleness
+        self._arriving = True
+
+    def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
+        """Return nobody."""
+        return []
+
+    def trusts(self, neighbour: Neighbour[Any], round_: int) -> bool:
+        """Return True once a round at most: nobody waits for it, it may come and go."""
+        return _not_missed_in(neighbour, round_)
+
+    def awaited_from(self, neighbour: Neighbour[Any], claimed: int, round_: int) -> int | None:
+        """Return the next round, whatever round it is in."""
+        return round_ + bool(round_) if self.trusts(neighbour, round_) else None
+
+    def received(self, neighbours: Iterable[Neighbour[M]], round_: int) -> Mapping[int, M]:
+        """Return the newest masks, up to ``staleness`` rounds old."""
+        return {n.id: n.newest[1] for n in neighbours if n.newest and n.newest[0] >= round_ - self._staleness}
+
+    def shown(self, there: Many, round_: int) -> int:
+        """Return where the others were when this peer joined, as masks and words say; from then on its own pace."""
+        if not self._arriving:
+            return round_
+        self._arriving = middle([n.claimed for n in there], round_) > round_ + BEHIND
+        return middle([None if n.heard is None else min(n.heard, n.claimed or 0) for n in there], round_)
+
+
+def _not_missed_in(neighbour: Neighbour[Any], round_: int) -> bool:
+    return neighbour.losses < 2 or neighbour.missed_in is None or round_ > neighbour.missed_in
+
+
+def middle(rounds: Iterable[int | None], otherwise: int) -> int:
+    """Return the middle one of some rounds, of two the earlier: a liar cannot push further. None: not known."""
+    known = [otherwise if round_ is None else round_ for round_ in rounds]
+    return median_low(known) if known else otherwise
+
+
+def mode_of(experiment: ExperimentConfig) -> Sync:
+    """Return the mode of an experiment."""
+    deadline = float("inf") if experiment.deadline == "none" else experiment.deadline
+    match experiment.mode:
+        case "deadline":
+            return Deadline(deadline)
+        case "async":
+            return Async(deadline, experiment.staleness)
+    return Patient() if experiment.deadline == "none" else Sync(deadline)

@@ -1,0 +1,137 @@
+"""The I/O around the exchange: one loop that hands it what arrives and carries out what it wants."""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Generic
+
+from dslth import wire
+from dslth.config import identity
+from dslth.errors import AddressError, JoinError
+from dslth.exchange.actions import Answer, Connect, CountLinks, Identify, Notice, Refuse, Send, Took
+from dslth.exchange.ledger import Ledger
+from dslth.exchange.protocol import Exchange, Place
+from dslth.exchange.streams import C, Coding, M
+from dslth.transport import Transport
+from dslth.wire import Hello, Kind
+
+__all__ = ["Neighbours"]
+
+TICK = 0.2
+"""Seconds after which a waiting peer looks whether it was asked to end."""
+STOPPED_SECONDS = 1.0
+"""A peer that looks up from waiting after longer than this was stopped, or its machine was."""
+
+
+class Neighbours(Generic[M, C]):
+    """A peer's neighbours, over a transport that listens already; what is waited for ends early when ``stop`` is set.
+
+    ``sizes`` are the weights of each masked layer, ``ones`` those that this peer's masks keep.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        sizes: tuple[int, ...],
+        ones: tuple[int, ...],
+        coding: Coding[M, C],
+        transport: Transport,
+        ledger: Ledger,
+        stop: threading.Event,
+    ) -> None:
+        self._transport, self._ledger, self._stop = transport, ledger, stop
+        settings = identity(place.run, place.topology.digest) | {"layout": "+".join(map(str, sizes))}
+        self.exchange: Exchange[M, C] = Exchange(
+            place,
+            Hello(wire.run_digest(settings), sizes, ones, place.advertise),
+            settings,
+            coding,
+            time.monotonic,
+            authenticated=transport.authenticated,
+            host_of=transport.host_of,
+        )
+
+    def join(self, *, resumed: bool) -> None:
+        """Meet all neighbours; raises JoinError and WrongRunError, see ``Exchange.join``."""
+        self.exchange.join(resumed=resumed)
+        try:
+            self._run()
+        except JoinError as error:
+            refused = ", ".join(f"{why} {count}" for why, count in self._ledger.refused.items())
+            raise JoinError(f"{error} (refused so far: {refused})" if refused else str(error)) from None
+
+    def send(self, mask: M) -> None:
+        """Send the round's mask to all neighbours."""
+        self._look_at_connections()
+        self.exchange.send(mask)
+        self._carry_out()
+
+    def gather(self) -> Mapping[int, M]:
+        """Wait for the masks of the round, see ``Exchange.gather``; return them by neighbour."""
+        start, decoded = time.monotonic(), self._ledger.spent("decode")
+        self.exchange.gather()
+        self._run()
+        self._ledger.waited(time.monotonic() - start - (self._ledger.spent("decode") - decoded))
+        return self.exchange.received
+
+    def leave(self) -> None:
+        """Say bye to all neighbours, see ``Exchange.leave``."""
+        self.exchange.leave()
+        self._run()
+
+    def _run(self) -> None:
+        """Let happen what happens until what was begun is over, or the peer is asked to end."""
+        self._carry_out()
+        while self.exchange.busy and not self._stop.is_set():
+            now = time.monotonic()
+            wait = max(0.0, min(self.exchange.wake - now, TICK))
+            delivery = self._transport.receive(wait)
+            stood = time.monotonic() - now - wait
+            if stood > STOPPED_SECONDS:
+                self.exchange.stood(stood)
+            self._look_at_connections()
+            if delivery is not None:
+                with self._ledger.phase("decode"):
+                    self.exchange.deliver(delivery)
+            self.exchange.tick(idle=delivery is None and not wait)
+            self._carry_out()
+
+    def _look_at_connections(self) -> None:
+        opened = self._transport.opened()
+        self.exchange.connections(self._transport.connected(), opened)
+
+    def _carry_out(self) -> None:
+        while actions := self.exchange.actions():
+            for action in actions:
+                match action:
+                    case Took(neighbour, kind, frames):
+                        self._ledger.received(neighbour, frames, mask=kind is Kind.MASK)
+                    case Refuse(reason):
+                        self._ledger.refuse(reason)
+                    case Notice(what, round_, whom, detail):
+                        self._ledger.notice(what, round_, whom, detail)
+                    case _:
+                        self._move(action)
+
+    def _move(self, action: Send | Answer | Connect | Identify | CountLinks) -> None:
+        transport = self._transport
+        match action:
+            case Send(neighbour, kind, frames):
+                if transport.send(neighbour, b"".join(frames)):
+                    self._ledger.sent(neighbour, frames, mask=kind is Kind.MASK)
+                else:
+                    self.exchange.unsent(action)
+            case Answer(neighbour, route, frames):
+                if transport.answer(route, b"".join(frames)):
+                    self._ledger.sent(neighbour, frames)
+            case Connect(neighbour, address, before):
+                try:
+                    transport.connect(neighbour, address)
+                except AddressError:
+                    if not before:
+                        raise
+                    self.exchange.unreachable(action)
+            case Identify(neighbour, route):
+                transport.identify(route, neighbour)
+            case CountLinks():
+                transport.link_bytes()
