@@ -32,7 +32,8 @@ from dslth.learner import Learner
 from dslth.masks import BitMask, packed_size
 from dslth.run.events import Finished, Joined, RoundReport
 from dslth.run.folder import RunFolder
-from dslth.show.report import amount, summarise
+from dslth.run.summary import summarise
+from dslth.show.report import amount
 from dslth.topology import Topology
 
 __all__ = ["ROWS", "Figures", "Row", "chosen", "compare", "run_rows"]
@@ -188,8 +189,8 @@ def measure(row: Row, folder: RunFolder, lr: float | None) -> Figures:
     summary, events = summarise(folder), folder.events()
     joined = [event for said in events.values() for event in said if isinstance(event, Joined)]
     reports = [event for said in events.values() for event in said if isinstance(event, RoundReport)]
-    by_round = [[report for report in reports if report.round == number] for number in range(summary["rounds"])]
-    edges_weights = max(1, summary["directed_edges"] * summary["masked_weights"])
+    by_round = [[report for report in reports if report.round == number] for number in range(summary.rounds)]
+    edges_weights = max(1, summary.directed_edges * summary.masked_weights)
     hellos = sum(_sent(event)[1] for event in joined)
     sent = list(accumulate((sum(_sent(report)[1] for report in step) for step in by_round), initial=hellos))
     points = {
@@ -210,16 +211,16 @@ def measure(row: Row, folder: RunFolder, lr: float | None) -> Figures:
         accuracy_worst=min(ends[best]),
         evaluated=best,
         accuracy_other=fmean(ends[others[0]]) if others else None,
-        payload_bytes=summary["payload_bytes_sent"],
-        message_bytes=summary["message_bytes_sent"],
-        link_bytes=summary["link_bytes_sent"],
+        payload_bytes=summary.payload_bytes_sent,
+        message_bytes=summary.message_bytes_sent,
+        link_bytes=summary.link_bytes_sent,
         encode_ms=1000 * seconds["encode"] / len(reports),
         decode_ms=1000 * seconds["decode"] / len(reports),
         encode_share=seconds["encode"] / seconds.total(),
         decode_share=seconds["decode"] / seconds.total(),
-        missing=sum(peer["missing"] for peer in summary["peers"]),
-        refused=sum(sum(peer["refused"].values()) for peer in summary["peers"]),
-        seconds=summary["seconds"],
+        missing=sum(peer.missing for peer in summary.peers),
+        refused=sum(sum(peer.refused.values()) for peer in summary.peers),
+        seconds=summary.seconds,
         curve=[(number, spent, fmean(shares)) for number, spent, shares in points[best]],
         bits=[8 * sum(_sent(report)[0] for report in step) / edges_weights for step in by_round],
         bounds=_bounds(folder, joined, edges_weights),

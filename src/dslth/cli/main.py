@@ -7,7 +7,7 @@ import platform
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from functools import partial
@@ -46,6 +46,7 @@ from dslth.errors import ConfigError, DslthError, MissingFileError, OutputError
 from dslth.run.checkpoint import Checkpoints
 from dslth.run.events import Event, Joined, RoundReport
 from dslth.run.folder import Launch, RunFolder
+from dslth.run.summary import PeerSummary, Summary, check_played, summarise
 from dslth.show import report, timeline
 from dslth.terminal import bear_all, err, out, say
 from dslth.transport import faulty
@@ -261,7 +262,7 @@ def run(
     if folder:
         launcher.check_resumable(settings, graph_of_peers, folder)
     if folder and folder.have_finished(range(graph_of_peers.peers), settings.experiment.rounds):
-        _tell(launcher.Outcome(folder, report.summarise(folder), interrupted=False), as_json=as_json)
+        _tell(launcher.Outcome(folder, summarise(folder), interrupted=False), as_json=as_json)
         return
     if on_ray:  # which finds addresses itself; keys are made for the run
         settings = ray.placed(settings, insecure=launch.insecure)
@@ -301,7 +302,7 @@ def _tell(outcome: launcher.Outcome, *, as_json: bool) -> None:
     """Show what became of a run, and end as it did."""
     folder = outcome.folder
     if as_json and outcome.summary:
-        print(json.dumps(outcome.summary))  # noqa: T201
+        print(outcome.summary.to_json())  # noqa: T201
     elif outcome.summary:
         _show(folder, outcome.summary)
     if outcome.interrupted:
@@ -310,7 +311,7 @@ def _tell(outcome: launcher.Outcome, *, as_json: bool) -> None:
         raise typer.Exit(130)
     if outcome.failure is not None:
         raise outcome.failure
-    report.check_played(outcome.summary.get("peers", ()))
+    check_played(outcome.summary.peers if outcome.summary else ())
 
 
 def _title(topology_file: str, settings: config.RunConfig) -> str:
@@ -341,8 +342,8 @@ def _live(table: report.LiveTable, quiet: bool) -> Iterator[Callable[[Event], No
         yield take
 
 
-def _show(folder: RunFolder, summary: dict[str, Any]) -> None:
-    if ignored := summary["lines_ignored"]:
+def _show(folder: RunFolder, summary: Summary) -> None:
+    if ignored := summary.lines_ignored:
         place = folder.path / "peers"
         err.print(f"note: {ignored} lines under {place} are no reports of their peer; left out", soft_wrap=True)
     out.print(report.peer_table(folder, summary))
@@ -399,20 +400,20 @@ def collect(
         err.print(f"note: reports refused: {counts}", soft_wrap=True)
     if stop.is_set():
         raise typer.Exit(130)
-    report.check_played(peers)
+    check_played(peers)
 
 
-def _sum_up(folder: RunFolder, *, as_json: bool) -> list[dict[str, Any]]:
+def _sum_up(folder: RunFolder, *, as_json: bool) -> Sequence[PeerSummary]:
     """Show and write the summary of a folder that has reports; return its peers."""
     with suppress(MissingFileError):
-        summary = report.summarise(folder)
+        summary = summarise(folder)
         if as_json:
-            print(json.dumps(summary))  # noqa: T201
+            print(summary.to_json())  # noqa: T201
         else:
             _show(folder, summary)
         folder.write_summary(summary)
-        return list(summary["peers"])
-    return []
+        return summary.peers
+    return ()
 
 
 # --- dslth inspect, dslth topology ----------------------------------------------------------------------------------
@@ -427,9 +428,9 @@ def inspect(
 ) -> None:
     """Show a run again, from its folder's files alone; a run that is still going on, too."""
     folder = RunFolder(run_dir)
-    summary = report.summarise(folder)
+    summary = summarise(folder)
     if as_json:
-        print(json.dumps(summary))  # noqa: T201
+        print(summary.to_json())  # noqa: T201
         return
     _show(folder, summary)
     out.print(report.phase_table(folder))
@@ -588,17 +589,17 @@ def _peer(
                 join_timeout=join_timeout,
                 advertise=advertise or "",
             )
-    summary = next(figures for figures in report.summarise(folder)["peers"] if figures["id"] == peer)
+    summary = next(figures for figures in summarise(folder).peers if figures.id == peer)
     if as_json:
-        print(json.dumps(summary))  # noqa: T201
+        print(summary.to_json())  # noqa: T201
     else:
         err.print(
-            f"peer {peer}: {summary['rounds_completed']} rounds, mask {summary['mask_digest'][:16]}, "
-            f"messages {report.amount(summary['message_bytes_sent'])}; see dslth inspect {folder.path}"
+            f"peer {peer}: {summary.rounds_completed} rounds, mask {(summary.mask_digest or '–')[:16]}, "
+            f"messages {report.amount(summary.message_bytes_sent)}; see dslth inspect {folder.path}"
         )
     if stop.is_set():
         raise typer.Exit(130)
-    report.check_played([summary])
+    check_played([summary])
 
 
 def _say(event: Event, rounds: int) -> None:

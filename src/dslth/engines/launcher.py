@@ -40,8 +40,8 @@ from dslth.run import events
 from dslth.run.checkpoint import Checkpoints
 from dslth.run.events import Event, Joined, RoundReport
 from dslth.run.folder import Launch, RunFolder
+from dslth.run.summary import Summary, summarise
 from dslth.seeds import Stream
-from dslth.show.report import summarise
 from dslth.topology import Topology, build
 
 if TYPE_CHECKING:
@@ -81,14 +81,20 @@ COUNTERS = Path("/proc/vmstat")
 class Outcome:
     """What became of a run.
 
-    ``summary`` is empty where no peer got as far as a report. ``interrupted``: it was asked to end before its last
+    ``summary`` is None where no peer got as far as a report. ``interrupted``: it was asked to end before its last
     round. ``failure``: the error that it ends with.
     """
 
     folder: RunFolder
-    summary: dict[str, Any]
+    summary: Summary | None
     interrupted: bool
     failure: DslthError | None = None
+
+    def measured(self) -> Summary:
+        """Return the summary; raises the failure, or DslthError, where there is none."""
+        if self.summary is None:
+            raise self.failure or DslthError("the run left no reports")
+        return self.summary
 
 
 @dataclass(frozen=True)
@@ -277,7 +283,7 @@ def run_local(
                 workers.end()
         failure = None if stop.is_set() else keeper.error()
         _forget_checkpoints(run, topology, folder)
-        summary: dict[str, Any] = {}
+        summary = None
         try:
             summary = summarise(folder)
             folder.write_summary(summary)

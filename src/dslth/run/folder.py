@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,6 +36,9 @@ from dslth.config import RunConfig
 from dslth.errors import BusyError, MissingFileError, OutputError
 from dslth.run.events import Event, Finished, Noticed, parse
 from dslth.topology import Topology
+
+if TYPE_CHECKING:
+    from dslth.run.summary import Summary
 
 __all__ = ["Launch", "RunFolder"]
 
@@ -171,13 +174,14 @@ class RunFolder:
         self._write("topology.yaml", resolved.to_yaml())
         self._write("manifest.json", json.dumps(manifest, indent=2) + "\n")
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: "Summary") -> None:
         """Write ``summary.json``, and into the manifest what only those who have torch loaded know: the processors.
 
         Raises OutputError.
         """
-        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
-        manifest, processors = self.manifest(), summary.get("processors")
+        self._write("summary.json", summary.to_json(indent=2) + "\n")
+        manifest = self.manifest()
+        processors = {name: list(peers) for name, peers in summary.processors.items()}
         machine = manifest.get("machine")
         if processors and isinstance(machine, dict) and machine.get("peers_by_capability") != processors:
             manifest["machine"] = machine | {"peers_by_capability": processors}

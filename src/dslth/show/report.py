@@ -1,31 +1,30 @@
 """What people see of a run: a table that lives while it goes on, and tables from a run folder's files alone."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import networkx as nx
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dslth.errors import ConfigError, OutputError, SkippedError
+from dslth.errors import ConfigError, OutputError
 from dslth.run.events import Event, Finished, Joined, RoundReport
 from dslth.run.folder import RunFolder
+from dslth.run.summary import Summary, rounds_of
 from dslth.show.tables import Fitted, new_table, shortened
 from dslth.topology import Topology
 
 __all__ = [
     "LiveTable",
     "amount",
-    "check_played",
     "decimal",
     "draw",
     "edge_table",
     "peer_table",
     "phase_table",
-    "summarise",
     "topology_table",
     "totals",
     "unlike",
@@ -37,135 +36,6 @@ MOST_STEPS = 4_000_000
 MOST_LAYERS = 20
 MOST_REASONS = 20
 MOST_EDGES = 10_000
-
-
-# --- figures --------------------------------------------------------------------------------------------------------
-
-
-def summarise(folder: RunFolder) -> dict[str, Any]:
-    """Work out a run's figures from its files: what ``--json`` prints and ``summary.json`` holds."""
-    by_peer, others = folder.read()
-    peers = [_summarise_peer(peer, events) for peer, events in by_peer.items()]
-    starts_of_all = [event for events in by_peer.values() for event in events if isinstance(event, Joined)]
-    joined = list({event.peer: event for event in starts_of_all}.values())
-    weights = sum(joined[0].sizes) if joined else 0
-    starts = [event.time for event in joined]
-    ends = [events[-1].time for events in by_peer.values()]
-    times = [event.time for events in by_peer.values() for event in events]
-    firsts = [event.time for events in by_peer.values() for event in events if _is_round(event, 0)]
-    # a directed edge carries one message a round, for as many rounds as its sender completed
-    sent_over = sum(len(event.neighbours) * _rounds(by_peer[event.peer]) for event in joined)
-    started = folder.launched() or min(starts, default=min(ends))
-    message_bytes = sum(peer["message_bytes_sent"] for peer in peers)
-    return {
-        "run_dir": str(folder.path),
-        "rounds": max((peer["rounds_completed"] for peer in peers), default=0),
-        "seconds": round(_running(times, folder.launches() or [started]), 3),
-        "seconds_to_first_round": round(max(firsts) - started, 3) if len(firsts) == len(by_peer) else None,
-        "accuracy_personal": _mean(peer["accuracy_personal"] for peer in peers),
-        "accuracy_global": _mean(peer["accuracy_global"] for peer in peers),
-        "bits_per_weight_per_round": _per_weight(message_bytes, weights, sent_over),
-        "payload_bits_per_weight_per_round": _per_weight(
-            sum(peer["payload_bytes_sent"] for peer in peers), weights, sent_over
-        ),
-        "masked_weights": weights,
-        "directed_edges": sum(len(event.neighbours) for event in joined),
-        "payload_bytes_sent": sum(peer["payload_bytes_sent"] for peer in peers),
-        "message_bytes_sent": message_bytes,
-        "link_bytes_sent": _sum(peer["link_bytes_sent"] for peer in peers),
-        "processors": _processors(starts_of_all),
-        "peers": peers,
-        "happenings": [event.model_dump(exclude={"event"}) for event in folder.noticed(by_peer)],
-        "lines_ignored": others,
-    }
-
-
-def _running(times: Sequence[float], launches: Sequence[float]) -> float:
-    """Add up the seconds from each launch to the last report before the next one: a pause is none of the run's time."""
-    spans = zip(launches, [*launches[1:], float("inf")], strict=True)
-    return sum(max((time for time in times if start <= time < end), default=start) - start for start, end in spans)
-
-
-def check_played(peers: Iterable[Mapping[str, Any]]) -> None:
-    """Raise SkippedError where one of these peers of a summary skipped more rounds than it played."""
-    few = [peer for peer in peers if 2 * peer["rounds_played"] < peer["rounds_completed"]]
-    if few:
-        more = f", and {len(few) - 1} more peers likewise" if len(few) > 1 else ""
-        who, played, rounds = few[0]["id"], few[0]["rounds_played"], few[0]["rounds_completed"]
-        raise SkippedError(
-            f"peer {who} played {played:,} of {rounds:,} rounds and skipped the others to keep up with its neighbours"
-            f"{more}; it learned little: look at its neighbours, and at the time line in 'dslth inspect'"
-        )
-
-
-def _processors(joined: Iterable[Joined]) -> dict[str, list[int]]:
-    """Return the peers by what they computed with; one that went on on another machine is there twice."""
-    found: defaultdict[str, set[int]] = defaultdict(set)
-    for event in joined:
-        if event.processor:
-            found[event.processor].add(event.peer)
-    return {name: sorted(found[name]) for name in sorted(found)}
-
-
-def unlike(summary: Mapping[str, Any]) -> str:
-    """Say in a line that a run's peers computed with unlike processors; an empty text where they did not."""
-    processors: Mapping[str, Sequence[int]] = summary["processors"]
-    if len(processors) < 2:
-        return ""
-    who = "; ".join(f"{name}: {_some(peers)}" for name, peers in processors.items())
-    return f"peers ran on unlike processors ({who}): their masks are not bit for bit those of a run on like ones"
-
-
-def _summarise_peer(peer: int, events: Sequence[Event]) -> dict[str, Any]:
-    rounds = _played(events)
-    evaluated = [event for event in rounds if event.accuracy_personal is not None]
-    finished = events[-1] if isinstance(events[-1], Finished) else None  # else it was stopped and goes on
-    links = [link for event in events for link in event.links.values()]
-    last = evaluated[-1] if evaluated else None
-    return {
-        "id": peer,
-        "accuracy_personal": last.accuracy_personal if last else None,
-        "accuracy_global": last.accuracy_global if last else None,
-        "mask_digest": finished.mask_digest if finished else None,
-        "payload_bytes_sent": sum(link.payload_sent for link in links),
-        "payload_bytes_received": sum(link.payload_received for link in links),
-        "message_bytes_sent": sum(link.message_sent for link in links),
-        "message_bytes_received": sum(link.message_received for link in links),
-        "link_bytes_sent": _sum(link.link_sent for link in links),
-        "link_bytes_received": _sum(link.link_received for link in links),
-        "rounds_completed": finished.rounds_completed if finished else len(rounds),
-        "rounds_played": len(rounds),
-        "missing": sum(len(event.missing) for event in rounds),
-        "refused": dict(finished.refused if finished else rounds[-1].refused if rounds else {}),
-    }
-
-
-def _played(events: Iterable[Event]) -> list[RoundReport]:
-    """Return the report of each round, in order; of a round that was played again after a crash the last one."""
-    by_round = {event.round: event for event in events if isinstance(event, RoundReport)}
-    return [by_round[number] for number in sorted(by_round)]
-
-
-def _is_round(event: Event, number: int) -> bool:
-    return isinstance(event, RoundReport) and event.round == number
-
-
-def _rounds(events: Sequence[Event]) -> int:
-    return len(_played(events))
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(sum(known) / len(known), 6) if known else None
-
-
-def _sum(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _per_weight(sent: int, weights: int, edges_times_rounds: int) -> float | None:
-    return round(8 * sent / (weights * edges_times_rounds), 6) if weights and edges_times_rounds else None
 
 
 # --- words and pictures ---------------------------------------------------------------------------------------------
@@ -202,6 +72,14 @@ def _spark(values: Sequence[float], width: int = 9) -> str:
     return "".join(BARS[min(7, int(8 * value))] if 0 <= value <= 1 else "?" for value in points)
 
 
+def unlike(summary: Summary) -> str:
+    """Say in a line that a run's peers computed with unlike processors; an empty text where they did not."""
+    if len(summary.processors) < 2:
+        return ""
+    who = "; ".join(f"{name}: {_some(peers)}" for name, peers in summary.processors.items())
+    return f"peers ran on unlike processors ({who}): their masks are not bit for bit those of a run on like ones"
+
+
 class LiveTable:
     """A table of all peers that follows their reports."""
 
@@ -220,9 +98,9 @@ class LiveTable:
         """Say in one line how far the run is."""
         reports = [row.last for row in self._peers.values() if row.last]
         done = min((report.round + 1 for report in reports), default=0) if len(reports) == len(self._peers) else 0
-        mean = _mean(report.accuracy_personal for report in reports)
-        sent = amount(sum(self._sent.values()))
-        return f"round {done}/{self._rounds}, personal accuracy {_percent(mean)}, sent {sent}"
+        known = [report.accuracy_personal for report in reports if report.accuracy_personal is not None]
+        mean, sent = _percent(fmean(known) if known else None), amount(sum(self._sent.values()))
+        return f"round {done}/{self._rounds}, personal accuracy {mean}, sent {sent}"
 
     def __rich__(self) -> RenderableType:
         rows = list(self._peers.values())
@@ -293,30 +171,30 @@ def _told(values: Iterable[str]) -> list[str]:
     return column if len(set(column)) > 1 else [""] * len(column)
 
 
-def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Fitted:
+def peer_table(folder: RunFolder, summary: Summary) -> Fitted:
     """Show a run peer by peer; columns that would be empty, or alike for all devices, are left out."""
     events = folder.events()
-    peers = summary["peers"]
-    rows = [_Row(events[peer["id"]]) for peer in peers]
+    peers = summary.peers
+    rows = [_Row(events[peer.id]) for peer in peers]
     refused: Counter[str] = Counter()
     for peer in peers:
-        refused.update(peer["refused"])
+        refused.update(peer.refused)
     return Fitted(
-        f"{folder.path}: {summary['rounds']} rounds",
+        f"{folder.path}: {summary.rounds} rounds",
         {
-            "peer": [str(peer["id"]) for peer in peers],
+            "peer": [str(peer.id) for peer in peers],
             "device": _told(row.device for row in rows),
             "density": _told(row.density for row in rows),
             "samples": [row.samples for row in rows],
-            "personal": [_percent(peer["accuracy_personal"]) for peer in peers],
+            "personal": [_percent(peer.accuracy_personal) for peer in peers],
             "by round": [Text(_spark(row.personal), style="green") for row in rows],
-            "global": [_percent(peer["accuracy_global"]) for peer in peers],
-            "payload": [amount(peer["payload_bytes_sent"]) for peer in peers],
-            "messages": [amount(peer["message_bytes_sent"]) for peer in peers],
-            "link": [amount(peer["link_bytes_sent"]) for peer in peers],
-            "missing": [str(peer["missing"] or "") for peer in peers],
-            "refused": [str(sum(peer["refused"].values()) or "") for peer in peers],
-            "ticket": [(peer["mask_digest"] or "–")[:6] for peer in peers],
+            "global": [_percent(peer.accuracy_global) for peer in peers],
+            "payload": [amount(peer.payload_bytes_sent) for peer in peers],
+            "messages": [amount(peer.message_bytes_sent) for peer in peers],
+            "link": [amount(peer.link_bytes_sent) for peer in peers],
+            "missing": [str(peer.missing or "") for peer in peers],
+            "refused": [str(sum(peer.refused.values()) or "") for peer in peers],
+            "ticket": [(peer.mask_digest or "–")[:6] for peer in peers],
         },
         spare=("ticket", "density", "samples", "by round", "link", "payload", "global", "device"),
         note="refused: " + ", ".join(f"{reason} {count}" for reason, count in refused.most_common(MOST_REASONS))
@@ -325,23 +203,23 @@ def peer_table(folder: RunFolder, summary: Mapping[str, Any]) -> Fitted:
     )
 
 
-def totals(summary: Mapping[str, Any]) -> Table:
+def totals(summary: Summary) -> Table:
     """Show a run's totals, the three byte figures among them."""
     table = new_table("totals", "figure", "value")
-    dense, first = 4 * summary["masked_weights"], summary["seconds_to_first_round"]
+    dense, first = 4 * summary.masked_weights, summary.seconds_to_first_round
     rows = {
-        "personal accuracy, mean": _percent(summary["accuracy_personal"]),
-        "global accuracy, mean": _percent(summary["accuracy_global"]),
-        "seconds": f"{summary['seconds']:.1f}",
+        "personal accuracy, mean": _percent(summary.accuracy_personal),
+        "global accuracy, mean": _percent(summary.accuracy_global),
+        "seconds": f"{summary.seconds:.1f}",
         "seconds to the first round": "–" if first is None else f"{first:.1f}",
-        "masked weights x directed edges": f"{summary['masked_weights']:,} x {summary['directed_edges']}",
-        "payload bytes sent (encoded masks)": f"{summary['payload_bytes_sent']:,}",
-        "message bytes sent (and headers, hellos)": f"{summary['message_bytes_sent']:,}",
+        "masked weights x directed edges": f"{summary.masked_weights:,} x {summary.directed_edges}",
+        "payload bytes sent (encoded masks)": f"{summary.payload_bytes_sent:,}",
+        "message bytes sent (and headers, hellos)": f"{summary.message_bytes_sent:,}",
         "link bytes sent (what TCP carried)": "–"
-        if summary["link_bytes_sent"] is None
-        else f"{summary['link_bytes_sent']:,}",
-        "bits per weight, edge and round": f"{summary['bits_per_weight_per_round'] or 0:.4f} (dense float32: 32)",
-        "one dense float32 exchange, all edges": amount(dense * summary["directed_edges"]),
+        if summary.link_bytes_sent is None
+        else f"{summary.link_bytes_sent:,}",
+        "bits per weight, edge and round": f"{summary.bits_per_weight_per_round or 0:.4f} (dense float32: 32)",
+        "one dense float32 exchange, all edges": amount(dense * summary.directed_edges),
     }
     for name, value in rows.items():
         table.add_row(name, value)
@@ -350,7 +228,7 @@ def totals(summary: Mapping[str, Any]) -> Table:
 
 def phase_table(folder: RunFolder) -> Fitted:
     """Show where the time went, mean seconds a round."""
-    rounds = {peer: played for peer, events in folder.events().items() if (played := _played(events))}
+    rounds = {peer: played for peer, events in folder.events().items() if (played := rounds_of(events))}
     names = ("compute", "encode", "wait", "decode", "fine_tune", "evaluate")
     means = {
         name.replace("_", "-"): [

@@ -1,13 +1,14 @@
 """What happened to whom, when: a picture with a row a peer, and a table."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dslth.run.summary import Happened, Summary
 from dslth.show.tables import new_table, shortened
 
 __all__ = ["MARKS", "Mark", "legend", "marks", "picture", "show"]
@@ -40,15 +41,13 @@ class Mark(NamedTuple):
     sign: str
 
 
-def marks(happenings: Iterable[Mapping[str, Any]], start: float) -> list[Mark]:
+def marks(happenings: Iterable[Happened], start: float) -> list[Mark]:
     """Return the marks of a summary's happenings, each in the row of the peer that it happened to."""
-    return [Mark(_whom(said), said["time"] - start, MARKS[said["what"]]) for said in happenings]
+    return [Mark(_whom(said), said.time - start, MARKS[said.what]) for said in happenings]
 
 
-def _whom(said: Mapping[str, Any]) -> int:
-    of_a_neighbour = said["what"] in OF_A_NEIGHBOUR and said["neighbour"] is not None
-    whom: int = said["neighbour"] if of_a_neighbour else said["peer"]
-    return whom
+def _whom(said: Happened) -> int:
+    return said.neighbour if said.what in OF_A_NEIGHBOUR and said.neighbour is not None else said.peer
 
 
 def picture(peers: Iterable[int], happened: Iterable[Mark], seconds: float) -> str:
@@ -72,15 +71,15 @@ def legend(signs: Iterable[str]) -> str:
     return ", ".join(f"{sign} {what}" for what, sign in MARKS.items() if sign in seen)
 
 
-def show(summary: Mapping[str, Any], start: float | None) -> RenderableType | None:
+def show(summary: Summary, start: float | None) -> RenderableType | None:
     """Show a run's happenings, the newest 40 of them in words; None where there were none."""
-    happenings: Sequence[Mapping[str, Any]] = summary["happenings"]
+    happenings = summary.happenings
     if not happenings:
         return None
-    begin = happenings[0]["time"] if start is None else start
+    begin = happenings[0].time if start is None else start
     drawn = marks(happenings, begin)
-    seconds = max(summary["seconds"], *(mark.seconds for mark in drawn), 0.0)
-    lines = picture([peer["id"] for peer in summary["peers"]], drawn, seconds)
+    seconds = max(summary.seconds, *(mark.seconds for mark in drawn), 0.0)
+    lines = picture([peer.id for peer in summary.peers], drawn, seconds)
     return Group(
         Text("\nwhat happened", style="bold"),
         Text(lines, no_wrap=True),
@@ -89,17 +88,17 @@ def show(summary: Mapping[str, Any], start: float | None) -> RenderableType | No
     )
 
 
-def _table(happenings: Sequence[Mapping[str, Any]], start: float) -> Table:
+def _table(happenings: Sequence[Happened], start: float) -> Table:
     table = new_table("", "seconds", "peer", "round", "what", "detail")
     for column in table.columns[3:]:
         column.justify = "left"
     table.columns[4].no_wrap, table.columns[4].overflow = False, "fold"
     if earlier := happenings[:-MOST_ROWS]:
-        counts = Counter(said["what"] for said in earlier).most_common()
+        counts = Counter(said.what for said in earlier).most_common()
         kinds = ", ".join(f"{what} {count}" for what, count in counts)
         table.add_row("", "", "", "…", f"{len(earlier)} before: {kinds}; --json has all")
     for said in happenings[-MOST_ROWS:]:
-        what = said["what"] if said["neighbour"] is None else f"{said['what']} {said['neighbour']}"
-        detail = shortened(said["detail"], 200)
-        table.add_row(f"{said['time'] - start:.1f}", str(said["peer"]), str(said["round"]), what, detail)
+        what = said.what if said.neighbour is None else f"{said.what} {said.neighbour}"
+        detail = shortened(said.detail, 200)
+        table.add_row(f"{said.time - start:.1f}", str(said.peer), str(said.round), what, detail)
     return table

@@ -224,26 +224,26 @@ class Figures:
 
 def measure(name: str, run: RunConfig, outcome: Outcome, injected: Sequence[Injected] = ()) -> Figures:
     """Work out a run's figures from its folder."""
-    summary = outcome.summary
+    summary = outcome.measured()
     by_peer = outcome.folder.events()
     rounds = {peer: [e for e in events if isinstance(e, RoundReport)] for peer, events in by_peer.items()}
     waits = {peer: [event.seconds.wait for event in played] for peer, played in rounds.items()}
-    told = [peer["accuracy_personal"] for peer in summary["peers"] if peer["accuracy_personal"] is not None]
+    told = [peer.accuracy_personal for peer in summary.peers if peer.accuracy_personal is not None]
     limit = float(run.experiment.deadline)
-    restarts = [said for said in summary["happenings"] if said["what"] == "restarted"]
+    restarts = [said for said in summary.happenings if said.what == "restarted"]
     return Figures(
         name=name,
-        seconds=summary["seconds"],
+        seconds=summary.seconds,
         accuracy_personal=fmean(told) if told else None,
         accuracy_worst=min(told, default=None),
-        rounds_completed={peer["id"]: peer["rounds_completed"] for peer in summary["peers"]},
+        rounds_completed={peer.id: peer.rounds_completed for peer in summary.peers},
         longest_wait={peer: max(seconds, default=0.0) for peer, seconds in waits.items()},
         deadlines_missed={peer: sum(wait >= 0.95 * limit for wait in seconds) for peer, seconds in waits.items()},
         masks_missed=sum(len(event.missing) for played in rounds.values() for event in played),
         faults=dict(Counter(done.what for done in injected if done.what in ("kill", "stop", "cut"))),
         restarts=len(restarts),
-        rejoined=sum(_rejoined(rounds, said["peer"], said["time"]) for said in restarts),
-        happenings=dict(Counter(said["what"] for said in summary["happenings"])),
+        rejoined=sum(_rejoined(rounds, said.peer, said.time) for said in restarts),
+        happenings=dict(Counter(said.what for said in summary.happenings)),
         failure=str(outcome.failure) if outcome.failure else None,
     )
 

@@ -30,9 +30,9 @@ class Drawing(NamedTuple):
 
 def drawing(outcome: Outcome, injected: Sequence[Injected]) -> Drawing:
     """Lay out what happened in a run."""
-    summary, start = outcome.summary, outcome.folder.launched() or 0.0
+    summary, start = outcome.measured(), outcome.folder.launched() or 0.0
     ends = {peer: events[-1].time - start for peer, events in outcome.folder.events().items()}
-    noticed = timeline.marks(summary["happenings"], start)
+    noticed = timeline.marks(summary.happenings, start)
     noticed += [Mark(peer, seconds, timeline.MARKS["finished"]) for peer, seconds in ends.items()]
     done = [
         Mark(peer, item.time - start, SIGNS[item.what])
@@ -40,7 +40,7 @@ def drawing(outcome: Outcome, injected: Sequence[Injected]) -> Drawing:
         for peer in (item.peer, item.other)
         if peer is not None
     ]
-    return Drawing([peer["id"] for peer in summary["peers"]], done, noticed, summary["seconds"])
+    return Drawing([peer.id for peer in summary.peers], done, noticed, summary.seconds)
 
 
 def parts(drawn: Drawing, runs: Sequence[Figures], deadline: float) -> list[RenderableType]:

@@ -234,7 +234,8 @@ def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connec
         outcome = run_local(settings, topology, folder, watch=fuzzer.take, orphans=False, be=be)
     finally:
         relays.close()
-    rounds = min(peer["rounds_completed"] for peer in outcome.summary["peers"])
+    peers = outcome.measured().peers
+    rounds = min(peer.rounds_completed for peer in peers)
     calm = run.model_copy(update={"experiment": endless.model_copy(update={"rounds": max(1, rounds)})})
     undisturbed = run_local(calm, topology, RunFolder(path.path / "undisturbed"), transport="memory").folder
     masks, expected = _masks(folder, rounds), _masks(undisturbed, rounds)
@@ -243,7 +244,7 @@ def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connec
         messages=count,
         connections=connections,
         rounds=rounds,
-        refused=outcome.summary["peers"][VICTIM]["refused"],
+        refused=peers[VICTIM].refused,
         memory=(median(held[fuzzer.begun // 2 : fuzzer.begun + 1]), median(held[-BEGIN_ROUND // 2 :])),
         masks_compared=len(expected),
         masks_changed=sum(masks.get(key) != mask for key, mask in expected.items()),

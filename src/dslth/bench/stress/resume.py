@@ -1,12 +1,11 @@
 """Runs whose peers are killed at random moments, or that are killed as a whole: whether the masks stay the same."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from dslth.config import RunConfig
 from dslth.engines.launcher import run_local
 from dslth.errors import PeerFailedError
 from dslth.run.folder import RunFolder
+from dslth.run.summary import Summary
 from dslth.seeds import Stream
 from dslth.topology import Topology
 
@@ -52,7 +52,7 @@ def trials(run: RunConfig, topology: Topology, folder: Path, kills: int, whole: 
     Moments and victims are drawn from the run's seed. Raises PeerFailedError where a run does not end well.
     """
     calm = RunFolder(folder / "undisturbed")
-    expected = _digests(run_local(run, topology, calm, transport="memory").summary)
+    expected = _digests(run_local(run, topology, calm, transport="memory").measured())
     file = calm.path / "topology.yaml"
     stream = Stream(run.experiment.seed, "resume")
     for number in range(kills + whole):
@@ -73,7 +73,7 @@ def trials(run: RunConfig, topology: Topology, folder: Path, kills: int, whole: 
             summary = _summary(process)
         finally:
             _kill_all(process)
-        restarts = sum(said["what"] == "resumed" for said in summary["happenings"])
+        restarts = sum(said.what == "resumed" for said in summary.happenings)
         same = _digests(summary) == expected
         yield Trial(victim, killed_in, same, restarts, time.monotonic() - begun)
 
@@ -88,12 +88,11 @@ def _dslth(*arguments: str | Path) -> "subprocess.Popen[str]":
     )
 
 
-def _summary(process: "subprocess.Popen[str]") -> dict[str, Any]:
+def _summary(process: "subprocess.Popen[str]") -> Summary:
     stdout, stderr = process.communicate()
     if process.returncode:
         raise PeerFailedError(f"a run ended with {process.returncode}: {stderr.strip()[-500:]}")
-    summary: dict[str, Any] = json.loads(stdout)
-    return summary
+    return Summary.model_validate_json(stdout)
 
 
 def _kill_all(process: "subprocess.Popen[str]") -> None:
@@ -137,5 +136,5 @@ def _session(pid: int) -> int | None:
         return None
 
 
-def _digests(summary: Mapping[str, Any]) -> dict[int, str]:
-    return {peer["id"]: peer["mask_digest"] for peer in summary["peers"]}
+def _digests(summary: Summary) -> dict[int, str | None]:
+    return {peer.id: peer.mask_digest for peer in summary.peers}
