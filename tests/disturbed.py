@@ -10,7 +10,7 @@ from dslth import config, topology
 from dslth.bench.stress import relay
 from dslth.run.events import parse
 from dslth.run.folder import RunFolder
-from dslth.show.report import summarise
+from dslth.run.summary import summarise
 from live import rounds, wait_for
 
 LOCAL = "tcp://127.0.0.1:*"

@@ -1,6 +1,5 @@
 """What happens to a run while it goes on: how far it is, whose process is which, what is left of it."""
 
-import json
 import os
 import time
 from collections import Counter
@@ -10,6 +9,7 @@ import psutil
 import yaml
 
 from dslth.run.folder import RunFolder
+from dslth.run.summary import Summary
 
 
 def write_topology(path, *, graph=None, network=None, peers=None, **experiment):
@@ -65,7 +65,7 @@ def rounds_done(folder, peers):
 
 
 def digests(summary):
-    return {peer["id"]: peer["mask_digest"] for peer in summary["peers"]}
+    return {peer.id: peer.mask_digest for peer in summary.peers}
 
 
 def rounds_of(folder):
@@ -81,11 +81,22 @@ def rounds(events):
 
 def what_happened(summary):
     """How often each thing was noticed of, or by, each peer."""
-    return Counter((h["what"], h["peer"]) for h in summary["happenings"])
+    return Counter((h.what, h.peer) for h in summary.happenings)
 
 
-def summary_of(process, timeout=120):
-    """The summary that a command prints at its end."""
-    stdout, stderr = process.communicate(timeout=timeout)
+def summary_of(process, kind=Summary):
+    """The summary that a command prints at its end; a peer's own is of another kind."""
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
-    return json.loads(stdout)
+    return kind.model_validate_json(stdout)
+
+
+def printed(done):
+    """The summary that a command that has ended well printed."""
+    assert done.returncode == 0, done.stderr
+    return Summary.model_validate_json(done.stdout)
+
+
+def written(folder):
+    """The summary that a run left in its folder."""
+    return Summary.model_validate_json((folder / "summary.json").read_text())

@@ -1,7 +1,6 @@
 """Checkpoints: what is read is what was written, and whatever is on disk is a checkpoint or one clear line."""
 
 import errno
-import json
 import os
 import resource
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from dslth.errors import CheckpointError
 from dslth.masks import BitMask
 from dslth.run import checkpoint
 from dslth.run.checkpoint import Checkpoint, Checkpoints
+from dslth.run.summary import Summary
 from live import rounds_done, wait_for
 
 RUN = "12" * 16
@@ -193,10 +193,10 @@ def test_a_peer_whose_disk_is_full_says_so_once_and_learns_on(commands, topology
     )
     stdout, stderr = run.communicate(timeout=120)
     assert run.returncode == 0, stderr
-    summary = json.loads(stdout)
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [6] * 3
+    summary = Summary.model_validate_json(stdout)
+    assert [peer.rounds_completed for peer in summary.peers] == [6] * 3
     assert stderr.count("cannot write a checkpoint") == 3  # each peer, once
-    assert [(h["what"], h["round"]) for h in summary["happenings"]] == [("unsaved", 1)] * 3
+    assert [(h.what, h.round) for h in summary.happenings] == [("unsaved", 1)] * 3
     assert not list(tmp_path.glob("run/checkpoints/*/*"))
 
 

@@ -21,9 +21,12 @@ from dslth.engines.launcher import run_local
 from dslth.errors import MissingFileError
 from dslth.run.events import Joined, LinkStats, RoundReport
 from dslth.run.folder import RunFolder
-from dslth.show import report
+from dslth.run.summary import summarise
+from dslth.show import tables
+from dslth.show.graph import draw
+from dslth.show.live import LiveTable
 from dslth.show.tables import Fitted
-from live import processes_of, wait_for
+from live import printed, processes_of, wait_for
 from processes import ENV
 from tap import free_ports
 
@@ -179,9 +182,9 @@ def shown(*tables, width=80):
 
 
 def everything(folder, width=80):
-    summary = report.summarise(folder)
-    tables = report.peer_table(folder, summary), report.totals(summary)
-    return shown(*tables, report.phase_table(folder), report.edge_table(folder), width=width)
+    summary = summarise(folder)
+    of_the_run = tables.peer_table(folder, summary), tables.totals(summary)
+    return shown(*of_the_run, tables.phase_table(folder), tables.edge_table(folder), width=width)
 
 
 @pytest.mark.parametrize(
@@ -195,10 +198,10 @@ def everything(folder, width=80):
 def test_a_manifest_that_says_nothing_costs_no_more_than_that(run_folder, tmp_path, manifest):
     folder = damaged_copy(run_folder, tmp_path / "run")
     (folder.path / "manifest.json").write_bytes(manifest)
-    whole = report.summarise(RunFolder(run_folder))
-    found = report.summarise(folder)
-    assert found["peers"] == whole["peers"]
-    assert found["seconds"] <= whole["seconds"]
+    whole = summarise(RunFolder(run_folder))
+    found = summarise(folder)
+    assert found.peers == whole.peers
+    assert found.seconds <= whole.seconds
     assert "personal accuracy" in everything(folder)
 
 
@@ -209,8 +212,7 @@ def test_lines_that_are_no_reports_are_skipped(run_folder, tmp_path, commands):
     lines[1:1] = [b"\xff\xfe garbage\n", b"\n", b'{"event": "round"}\n', b"[1]\n", lines[1][:40] + b"\n"]
     file.write_bytes(b"".join(lines) + lines[-1][:50])
     done = commands.run("dslth", "inspect", "run", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["peers"] == report.summarise(RunFolder(run_folder))["peers"]
+    assert printed(done).peers == summarise(RunFolder(run_folder)).peers
 
 
 @PROPERTY
@@ -362,7 +364,7 @@ def test_tables_fit_and_say_what_there_is_no_room_for(run_folder, tmp_path, widt
     left_out = "left out" in columns
     assert left_out == (width < 200)
     assert ("ticket" in columns.partition("left out")[0]) == (width == 200)
-    live = report.LiveTable(1001, 100_000, "live")
+    live = LiveTable(1001, 100_000, "live")
     for events in folder.events().values():
         for event in events:
             live.take(event)
@@ -389,8 +391,8 @@ def test_a_table_goes_without_its_spare_columns_in_order_and_no_more_than_it_mus
 
 def test_many_peers_are_not_drawn_in_text():
     graph = topology.build(config.Ring(kind="ring", peers=80), 1)
-    assert max(map(len, report.draw(graph).splitlines())) == 80
-    assert "--png" in report.draw(topology.build(config.Ring(kind="ring", peers=81), 1))
+    assert max(map(len, draw(graph).splitlines())) == 80
+    assert "--png" in draw(topology.build(config.Ring(kind="ring", peers=81), 1))
 
 
 # --- unlike processors ------------------------------------------------------------------------------------------------
@@ -415,10 +417,10 @@ def test_peers_on_unlike_processors_learn_together_and_the_run_says_so(commands,
     for peer in peers:
         _, stderr = peer.communicate(timeout=120)
         assert peer.returncode == 0, stderr
-    summary = json.loads(commands.run("dslth", "inspect", "mixed", "--json").stdout)
-    assert summary["processors"] == {mine: [0, 2], others: [1]}
-    assert [peer["refused"] for peer in summary["peers"]] == [{}, {}, {}]
-    assert [peer["missing"] for peer in summary["peers"]] == [0, 0, 0]
+    summary = printed(commands.run("dslth", "inspect", "mixed", "--json"))
+    assert summary.processors == {mine: (0, 2), others: (1,)}
+    assert [peer.refused for peer in summary.peers] == [{}, {}, {}]
+    assert [peer.missing for peer in summary.peers] == [0, 0, 0]
     shown = commands.run("dslth", "inspect", "mixed").stdout
     assert f"note: peers ran on unlike processors ({mine}: 0, 2; {others}: 1)" in shown
 

@@ -45,7 +45,7 @@ def honest_accuracy(folder, liars=LIARS, **algorithm):
     run = config.load("ring", settings)
     graph = topology.build(run.graph, run.experiment.seed)
     outcome = run_local(run, graph, RunFolder(folder), transport="memory", be=partial(lying, liars=liars))
-    return fmean(p["accuracy_personal"] for p in outcome.summary["peers"] if p["id"] not in liars)
+    return fmean(p.accuracy_personal for p in outcome.summary.peers if p.id not in liars)
 
 
 def test_liars_do_less_harm_where_neighbours_are_weighed_by_how_alike_they_are(tmp_path):

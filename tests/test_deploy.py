@@ -21,6 +21,8 @@ from dslth.deploy.compose import compose
 from dslth.engines.inbox import Inbox, Reporter
 from dslth.errors import ConfigError, UnknownPeerError
 from dslth.run.events import Finished, Noticed
+from dslth.run.summary import Summary
+from live import digests, printed, written
 from tap import free_ports
 
 ROOT = Path(__file__).parents[1]
@@ -295,12 +297,12 @@ def finish(*processes, code=0):
 def test_a_collector_ends_with_the_figures_of_peers_elsewhere(commands, topology_file, tmp_path):
     collector, peers, _ = collected(commands, topology_file, tmp_path)
     assert list(finish(*peers)) == ["", "", ""]
-    summary = json.loads(next(finish(collector)))
-    assert json.loads((tmp_path / "all/summary.json").read_text()) == summary
-    for i, peer in enumerate(summary["peers"]):
-        own = json.loads(commands.run("dslth", "inspect", f"peer-{i}", "--json").stdout)["peers"][0]
+    summary = Summary.model_validate_json(next(finish(collector)))
+    assert written(tmp_path / "all") == summary
+    for i, peer in enumerate(summary.peers):
+        own = printed(commands.run("dslth", "inspect", f"peer-{i}", "--json")).peers[0]
         assert own == peer
-        assert own["rounds_completed"] == 3
+        assert own.rounds_completed == 3
     assert (tmp_path / "all/topology.yaml").exists()
 
 
@@ -320,22 +322,22 @@ def test_a_collector_waits_for_a_peer_that_comes_back_and_gives_up_on_one_that_d
     _, stderr = collector.communicate(timeout=60)
     assert collector.returncode == 11, stderr
     assert re.search("have not finished: 0, 1, 2", stderr)
-    summary = json.loads((tmp_path / "all/summary.json").read_text())
-    assert [0 < peer["rounds_completed"] < 4000 for peer in summary["peers"]] == [True] * 3, summary["peers"]
+    summary = written(tmp_path / "all")
+    assert [0 < peer.rounds_completed < 4000 for peer in summary.peers] == [True] * 3, summary.peers
 
 
 def test_a_peer_that_has_finished_begins_anew_and_a_collector_too(commands, topology_file, tmp_path):
     collector, peers, file = collected(commands, topology_file, tmp_path)
     list(finish(*peers))
-    first = json.loads(next(finish(collector)))
+    first = Summary.model_validate_json(next(finish(collector)))
     listen = re.search(r"base_port: (\d+)", file.read_text())
     address = f"tcp://127.0.0.1:{int(listen[1]) + 3}"
     collector = commands.start("dslth", "collect", file, "--listen", address, "--out", "all", "--json")
     own = ["-t", file, "--reports", address, "--quiet"]
     list(finish(*[commands.start("dslth-peer", *own, "--id", i, "--out", f"peer-{i}") for i in range(3)]))
-    again = json.loads(next(finish(collector)))
-    assert [peer["mask_digest"] for peer in again["peers"]] == [peer["mask_digest"] for peer in first["peers"]]
-    assert again["message_bytes_sent"] == first["message_bytes_sent"]  # the run's own, and not both runs'
+    again = Summary.model_validate_json(next(finish(collector)))
+    assert digests(again) == digests(first)
+    assert again.message_bytes_sent == first.message_bytes_sent  # the run's own, and not both runs'
     lines = (tmp_path / "all/peers/peer-0.jsonl").read_text().splitlines()
     assert len([line for line in lines if '"event":"round"' in line]) == 3
 

@@ -189,7 +189,7 @@ def test_the_run_goes_on(disturbed, undisturbed, fault):
     for peer, process in d.processes.items():
         assert process.exitcode == ends_with.get(peer, 0), peer
     whole = OTHERS if fault in (Fault.KILLED, Fault.ASKED_TO_LEAVE) else range(4)
-    assert all(summary["peers"][peer]["rounds_completed"] == ROUNDS for peer in whole)
+    assert all(summary.peers[peer].rounds_completed == ROUNDS for peer in whole)
     nobody_waited_too_long(d)
     spoilt = [said.round for peer in range(4) for said in d.rounds(peer) if said.missing]
     spoilt += [said.round for peer in range(4) for said in d.events(peer) if said.event == "noticed"]
@@ -213,14 +213,14 @@ def test_a_bad_network_is_borne(disturbed, undisturbed, faults):
     d.start(faults=faulty.parse(faults))
     summary = d.finish()
     assert all(process.exitcode == 0 for process in d.processes.values())
-    assert all(peer["rounds_completed"] == 30 for peer in summary["peers"])
+    assert all(peer.rounds_completed == 30 for peer in summary.peers)
     assert all(said.seconds.wait < DEADLINE + SLACK for peer in range(4) for said in d.rounds(peer))
     if faults.startswith(("duplicate", "delay")):
         assert rounds_of(d.folder.path).items() <= undisturbed.items()
     if faults.startswith("duplicate"):
-        assert all("duplicate" in peer["refused"] for peer in summary["peers"])
+        assert all("duplicate" in peer.refused for peer in summary.peers)
     if faults.startswith("corrupt"):
-        assert any({"corrupt", "malformed"} & peer["refused"].keys() for peer in summary["peers"])
+        assert any({"corrupt", "malformed"} & peer.refused.keys() for peer in summary.peers)
 
 
 def test_losses_cost_a_patient_run_time_and_no_mask(disturbed, undisturbed):
@@ -228,7 +228,7 @@ def test_losses_cost_a_patient_run_time_and_no_mask(disturbed, undisturbed):
     d.start(faults=faulty.parse("drop=0.1,corrupt=0.03"))
     summary = d.finish()  # byes are lost too, and nobody waits for ever
     assert all(process.exitcode == 0 for process in d.processes.values())
-    assert not any(peer["missing"] for peer in summary["peers"])
+    assert not any(peer.missing for peer in summary.peers)
     masks = rounds_of(d.folder.path)
     assert len(masks) == 4 * 15
     assert masks.items() <= undisturbed.items()
@@ -243,7 +243,7 @@ def test_a_peer_that_joins_late_is_welcome(disturbed, mode):
     d.start(1, join_timeout=5)
     back_with_neighbours(d)
     summary = d.finish()
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [200] * 4
+    assert [peer.rounds_completed for peer in summary.peers] == [200] * 4
     assert all(not d.rounds(peer)[-1].missing or mode == "async" for peer in NEIGHBOURS)
     assert any(not said.missing for said in d.rounds(1))
     assert d.rounds(1)[0].round > 0  # it begins where the others are
@@ -288,7 +288,7 @@ def test_a_killed_peer_costs_one_deadline_and_comes_back_by_itself(commands, tmp
     summary = summary_of(run)
     happened = what_happened(summary)
     assert happened["died", 1] == happened["restarted", 1] == happened["resumed", 1] == 1
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [150] * 3
+    assert [peer.rounds_completed for peer in summary.peers] == [150] * 3
     shown = commands.run("dslth", "inspect", out).stdout
     assert "killed by signal 9" in shown
     assert max(map(len, shown.splitlines())) <= 80
@@ -336,5 +336,5 @@ def test_a_peer_in_its_own_process_may_come_back_at_another_address(commands, tm
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
     shown = summary_of(commands.start("dslth", "inspect", "run", "--json"))
-    moved = [(h["peer"], h["neighbour"], h["detail"]) for h in shown["happenings"] if h["what"] == "moved"]
+    moved = [(h.peer, h.neighbour, h.detail) for h in shown.happenings if h.what == "moved"]
     assert sorted(moved) == [(0, 1, there), (2, 1, there)]

@@ -121,8 +121,8 @@ def test_a_peer_that_is_killed_again_and_again_is_given_up_though_it_plays_old_r
     outcome, starts = killed(at, deadline=deadline)
     blamed(outcome)
     assert starts == 1 + launcher.RESTARTS
-    assert [said["what"] for said in outcome.summary["happenings"]].count("gave-up") == 1
-    rounds = {peer["id"]: peer["rounds_completed"] for peer in outcome.summary["peers"]}
+    assert [said.what for said in outcome.summary.happenings].count("gave-up") == 1
+    rounds = {peer.id: peer.rounds_completed for peer in outcome.summary.peers}
     assert rounds[VICTIM] == 8
     assert (rounds[0] == rounds[1] == 12) == (deadline == 1)  # the others go on without it where they may
 

@@ -32,7 +32,7 @@ def ring(tmp_path):
 
 
 def refused(summary):
-    return [peer["refused"] for peer in summary["peers"]]
+    return [peer.refused for peer in summary.peers]
 
 
 def test_a_slow_peer_costs_its_neighbours_time_and_no_bytes(ring):
@@ -40,8 +40,8 @@ def test_a_slow_peer_costs_its_neighbours_time_and_no_bytes(ring):
     slow, same, reports = ring("slow", rounds=6, evaluate_every=6, peers={0: {"speed": 0.004}})
     assert same == masks
     assert max(report.seconds.wait for report in reports[1]) > 2  # long enough for peer 1 to have asked
-    assert slow["payload_bytes_sent"] == fast["payload_bytes_sent"]
-    assert slow["message_bytes_sent"] <= 1.02 * fast["message_bytes_sent"]
+    assert slow.payload_bytes_sent == fast.payload_bytes_sent
+    assert slow.message_bytes_sent <= 1.02 * fast.message_bytes_sent
     assert refused(slow) == [{}] * 4
 
 
@@ -57,8 +57,8 @@ def test_a_pause_costs_no_bytes(ring):
     paused, same, reports = ring("paused", pause, rounds=60, evaluate_every=60)
     assert same == masks
     assert max(report.seconds.wait for report in reports[1]) > 2
-    assert paused["payload_bytes_sent"] == calm["payload_bytes_sent"]
-    assert paused["message_bytes_sent"] <= 1.02 * calm["message_bytes_sent"]
+    assert paused.payload_bytes_sent == calm.payload_bytes_sent
+    assert paused.message_bytes_sent <= 1.02 * calm.message_bytes_sent
     assert refused(paused) == [{}] * 4
 
 
@@ -68,4 +68,4 @@ def test_losses_are_made_up_for_at_little_more_than_their_own_size(ring):
     lossy, same, _ = ring("lossy", faults="drop=0.05", **settings)
     assert same == masks
     assert any("unknown-base" in reasons for reasons in refused(lossy))  # masks were lost
-    assert lossy["message_bytes_sent"] <= 1.3 * calm["message_bytes_sent"]
+    assert lossy.message_bytes_sent <= 1.3 * calm.message_bytes_sent

@@ -24,10 +24,14 @@ from dslth.engines.inbox import Inbox, Reporter
 from dslth.run import events
 from dslth.run.events import Finished, Joined, LinkStats, Noticed, RoundReport, Seconds
 from dslth.run.folder import RunFolder
-from dslth.show import report, timeline
-from dslth.terminal import Terminal, visible
+from dslth.run.summary import Summary, summarise
+from dslth.show import tables, timeline
+from dslth.show.console import Terminal
+from dslth.show.live import LiveTable
+from dslth.show.words import decimal
+from dslth.terminal import visible
 from dslth.transport.tcp import Connection
-from live import rounds_done, wait_for
+from live import printed, rounds_done, wait_for, written
 from tap import free_ports
 
 EVIL = "\x1b]0;owned\x07\x1b[31m[/x][bold]\r\n\u202eabc\u2066\u2028\x85:smile:\x9b2J" + 5000 * "w"
@@ -79,16 +83,16 @@ def shown(*parts, width=80):
 
 def everything(folder, width=80):
     """All that inspect prints, and the live table."""
-    summary = report.summarise(folder)
-    assert strictly(json.dumps(summary)) == json.loads(json.dumps(summary))
-    live = report.LiveTable(2, 3, f"title {EVIL[:40]!r}")
+    summary = summarise(folder)
+    assert strictly(summary.to_json()) == json.loads(summary.to_json())
+    live = LiveTable(2, 3, f"title {EVIL[:40]!r}")
     for said in folder.events().values():
         for event in said:
             live.take(event)
     happened = timeline.show(summary, folder.launched())
-    tables = report.peer_table(folder, summary), report.totals(summary)
-    parts = live, live.line(), *tables, *([happened] if happened else []), report.phase_table(folder)
-    return shown(*parts, report.edge_table(folder), width=width)
+    parts = live, live.line(), tables.peer_table(folder, summary), tables.totals(summary)
+    parts += (*([happened] if happened else []), tables.phase_table(folder), tables.edge_table(folder))
+    return shown(*parts, width=width)
 
 
 def strictly(text):
@@ -184,11 +188,11 @@ def test_a_loss_may_be_anything_and_its_report_is_json_to_all(tmp_path, loss):
     for line in lines:
         strictly(line)
     old = [json.dumps(json.loads(line) | ({"loss": loss} if b"loss" in line else {})).encode() for line in lines]
-    for written in (lines, old):  # as constants, which Python's own parser takes
-        read = events.parse(written[1]).loss
+    for spelt in (lines, old):  # as constants, which Python's own parser takes
+        read = events.parse(spelt[1]).loss
         assert read == loss or (math.isnan(read) and math.isnan(loss))
-        assert harmless(everything(write(tmp_path, 0, written)))
-    assert len(report.decimal(loss)) < 10
+        assert harmless(everything(write(tmp_path, 0, spelt)))
+    assert len(decimal(loss)) < 10
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -200,7 +204,7 @@ def test_lines_that_are_no_reports_are_left_out_and_said_in_one_line(commands, t
     folder = write(tmp_path / "run", 0, [*honest, *bad, b"\x1b[2J", b""])
     (folder.path / "peers" / "peer-3.jsonl").mkdir()
     os.mkfifo(folder.reports(4))
-    assert report.summarise(folder)["lines_ignored"] == 4
+    assert summarise(folder).lines_ignored == 4
     done = commands.run("dslth", "inspect", "run", timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "note: 4 lines under run/peers are no reports of their peer; left out"
@@ -221,7 +225,7 @@ def test_inspect_shows_a_hostile_folder(commands, tmp_path):
     assert "the newest" in done.stdout
     assert "9960 before: lost 9960; --json has all" in " ".join(done.stdout.split())
     assert len(done.stdout.splitlines()) < 700
-    assert len(json.loads(commands.run("dslth", "inspect", "we[/x]ird", "--json").stdout)["happenings"]) == 10_000
+    assert len(printed(commands.run("dslth", "inspect", "we[/x]ird", "--json")).happenings) == 10_000
 
 
 def test_a_collector_takes_what_is_a_report_and_its_folder_stays_good(commands, topology_file, tmp_path):
@@ -276,7 +280,7 @@ def test_a_collector_keeps_no_more_reports_of_a_peer_than_a_run_can_need(command
     assert len((tmp_path / "all/peers/peer-0.jsonl").read_text().splitlines()) == 1000 + 3 * 10 * 2
     assert len((tmp_path / "all/peers/peer-1.jsonl").read_text().splitlines()) == 5
     assert next(line for line in stderr.splitlines() if "not kept" in line).startswith("dslth: peer 0 sends more")
-    assert [peer["rounds_completed"] for peer in json.loads(stdout)["peers"]] == [3, 3]
+    assert [peer.rounds_completed for peer in Summary.model_validate_json(stdout).peers] == [3, 3]
 
 
 # --- the launcher's port --------------------------------------------------------------------------------------------
@@ -344,8 +348,8 @@ def test_only_the_peers_of_a_run_report_to_its_launcher(commands, topology_file,
     flood(wait_for(lambda: process.poll() is not None or port_of(process)), [HUGE, FORGED, b"x"])
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [40, 40, 40]
+    summary = written(tmp_path / "run")
+    assert [peer.rounds_completed for peer in summary.peers] == [40, 40, 40]
     assert all(line.startswith("round ") for line in stderr.splitlines())
 
 

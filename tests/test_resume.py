@@ -10,6 +10,7 @@ import pytest
 from dslth import config, topology
 from dslth.engines import launcher
 from dslth.run.folder import RunFolder
+from dslth.run.summary import PeerSummary
 from dslth.seeds import Stream
 from live import (
     digests,
@@ -96,7 +97,7 @@ def test_a_whole_run_that_is_killed_goes_on_bit_for_bit(commands, patient, undis
     assert digests(summary) == undisturbed[0]
     assert rounds_of(out) == undisturbed[1]
     assert all(what_happened(summary)["resumed", peer] == 2 for peer in range(PEERS))
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [ROUNDS] * PEERS
+    assert [peer.rounds_completed for peer in summary.peers] == [ROUNDS] * PEERS
 
 
 def test_ctrl_c_and_resume_change_no_mask(commands, patient, undisturbed, tmp_path):
@@ -110,7 +111,7 @@ def test_ctrl_c_and_resume_change_no_mask(commands, patient, undisturbed, tmp_pa
     summary = summary_of(go_on(commands, out))
     assert digests(summary) == undisturbed[0]
     assert rounds_of(out) == undisturbed[1]
-    resumed = [h["round"] for h in summary["happenings"] if h["what"] == "resumed"]
+    resumed = [h.round for h in summary.happenings if h.what == "resumed"]
     assert min(resumed) >= before  # whoever is asked to end loses no round
 
 
@@ -131,8 +132,8 @@ def test_a_peer_in_a_process_of_its_own_goes_on_with_the_same_command(commands, 
     processes[1].send_signal(end)
     processes[1].communicate(timeout=60)
     processes[1] = be(1)
-    summaries = {peer: summary_of(process) for peer, process in processes.items()}
-    assert {peer: summary["mask_digest"] for peer, summary in summaries.items()} == undisturbed[0]
+    summaries = {peer: summary_of(process, PeerSummary) for peer, process in processes.items()}
+    assert {peer: summary.mask_digest for peer, summary in summaries.items()} == undisturbed[0]
     assert rounds_of(out) == undisturbed[1]
     shown = json.loads(commands.run("dslth", "inspect", out, "--json").stdout)
     assert what_happened(shown)["resumed", 1] == 1

@@ -1,6 +1,5 @@
 """A run folder has an owner: who comes second gets one line and changes nothing; what is finished stays as it is."""
 
-import json
 import os
 import re
 import shutil
@@ -14,10 +13,10 @@ import pytest
 from dslth import config, files, topology
 from dslth.engines import launcher
 from dslth.errors import BusyError
-from dslth.run.events import Finished, Joined, LinkStats, RoundReport, Seconds
+from dslth.run.events import Finished
 from dslth.run.folder import RunFolder
-from dslth.show.report import summarise
-from live import digests, peers_of, processes_of, rounds_done, rounds_of, summary_of, wait_for
+from dslth.run.summary import PeerSummary, Summary, summarise
+from live import digests, peers_of, printed, processes_of, rounds_done, rounds_of, summary_of, wait_for
 from processes import ENV
 from tap import free_ports
 
@@ -163,7 +162,7 @@ def test_a_second_launcher_and_one_while_orphans_learn_change_nothing(commands, 
     sent = sum(
         link.message_sent for events in RunFolder(out).events().values() for e in events for link in e.links.values()
     )
-    assert summary["message_bytes_sent"] == sent
+    assert summary.message_bytes_sent == sent
 
 
 def test_a_launcher_keeps_peers_of_the_same_folder_out(commands, topology_file, tmp_path):
@@ -248,42 +247,12 @@ def test_more_rounds_are_remembered_and_another_run_is_refused_before_anything_i
     assert summary_of(commands.start("dslth", "run", "--resume", out, "--json")) == done
 
 
-LINK = LinkStats(payload_sent=10, message_sent=20, link_sent=30)
-
-
-def report(peer, time, round_, link=LINK):
-    return RoundReport(
-        peer=peer, time=time, round=round_, loss=1.0, accuracy_personal=0.5, accuracy_global=0.5, density=(0.5,),
-        flips=None, mask_digest="00", links={1 - peer: link}, seconds=Seconds(), missing=(), refused={}, memory_bytes=1,
-    )  # fmt: skip
-
-
-def joined(peer, time):
-    return Joined(
-        peer=peer, time=time, neighbours=(1 - peer,), model="mlp", sizes=(8,), training_samples=1, device="", links={}
-    )
-
-
-def test_a_summary_adds_up_what_was_run_and_sent_and_not_the_pause(tmp_path):
-    folder = RunFolder(tmp_path)
-    (tmp_path / "peers").mkdir()
-    (tmp_path / "manifest.json").write_text(json.dumps({"launched": 1000.0, "resumed": [5000.0, 9000.0, "noon"]}))
-    for peer in (0, 1):
-        said = [joined(peer, 1002.0), report(peer, 1003.0, 0), report(peer, 1004.0 + peer, 1)]  # killed here
-        said += [joined(peer, 5001.0), report(peer, 5002.0, 1), report(peer, 5003.0, 2)]  # round 1 once more
-        folder.reports(peer).write_text("".join(event.model_dump_json() + "\n" for event in said))
-    summary = summarise(folder)
-    assert summary["seconds"] == 5.0 + 3.0 + 0.0
-    assert summary["message_bytes_sent"] == 2 * 4 * 20  # what was sent twice was sent twice
-    assert summary["rounds"] == 3
-
-
 def test_a_run_that_goes_on_notes_when_and_adds_up(commands, topology_file, tmp_path):
     out = tmp_path / "run"
     run = commands.start("dslth", "run", "-t", topology_file(**LONG), "--out", out, "--json")
     at_round(out, 3)
     run.terminate()
-    first = json.loads(run.communicate(timeout=60)[0])
+    first = Summary.model_validate_json(run.communicate(timeout=60)[0])
     before = RunFolder(out).manifest()
     rounds = rounds_done(out, PEERS) + 3
     second = summary_of(commands.start("dslth", "run", "--resume", out, "--rounds", rounds, "--json"))
@@ -292,8 +261,8 @@ def test_a_run_that_goes_on_notes_when_and_adds_up(commands, topology_file, tmp_
     assert len(manifest["resumed"]) == 1
     ends = [events[-1].time for events in RunFolder(out).events().values()]
     running = max(ends) - manifest["resumed"][0]
-    assert second["seconds"] == pytest.approx(first["seconds"] + running, abs=0.01)
-    assert second["message_bytes_sent"] > first["message_bytes_sent"]
+    assert second.seconds == pytest.approx(first.seconds + running, abs=0.01)
+    assert second.message_bytes_sent > first.message_bytes_sent
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
@@ -317,7 +286,7 @@ def test_checkpoints_that_are_kept_let_a_finished_run_go_on(commands, topology_f
     assert len(list(kept.glob("checkpoints/*/*"))) == 2 * PEERS
     more = summary_of(commands.start("dslth", "run", "--resume", kept, "--rounds", 9, "--json"))
     summary_of(commands.start("dslth", "run", "-t", file, "--out", whole, "--rounds", 9, "--json"))
-    assert [peer["rounds_completed"] for peer in more["peers"]] == [9] * PEERS
+    assert [peer.rounds_completed for peer in more.peers] == [9] * PEERS
     assert rounds_of(kept).keys() == rounds_of(whole).keys()
 
 
@@ -332,7 +301,7 @@ def test_a_peer_alone_removes_its_own_when_it_is_done_and_not_when_it_is_ended(c
     assert len(list(out.glob("checkpoints/*/*"))) == 2 * PEERS
     rounds = rounds_done(out, PEERS) + 4
     for peer in [commands.start("dslth-peer", "--id", peer, *own, "--rounds", rounds) for peer in range(PEERS)]:
-        assert summary_of(peer)["rounds_completed"] == rounds
+        assert summary_of(peer, PeerSummary).rounds_completed == rounds
     assert not (out / "checkpoints").exists()
 
 
@@ -363,14 +332,14 @@ def test_a_run_of_which_some_peers_have_finished_goes_on(commands, topology_file
     wait_for(lambda: peers_of(run.pid).get(2)).kill()
     stdout, stderr = run.communicate(timeout=120)
     assert run.returncode == 11, stderr
-    first = json.loads(stdout)
-    assert [peer["rounds_completed"] == 300 for peer in first["peers"]] == [True, True, False]
+    first = Summary.model_validate_json(stdout)
+    assert [peer.rounds_completed == 300 for peer in first.peers] == [True, True, False]
     assert len(list(out.glob("checkpoints/*"))) == PEERS
     again = commands.run("dslth", "run", "--resume", out, "--json")
-    second = json.loads(again.stdout)
-    few = second["peers"][2]["rounds_played"] < 150  # it skips to where the others are
+    second = Summary.model_validate_json(again.stdout)
+    few = second.peers[2].rounds_played < 150  # it skips to where the others are
     assert (again.returncode, "peer 2 played" in again.stderr) == ((17, True) if few else (0, False))
-    assert [peer["rounds_completed"] for peer in second["peers"]] == [300] * PEERS
+    assert [peer.rounds_completed for peer in second.peers] == [300] * PEERS
     assert [digests(second)[peer] for peer in (0, 1)] == [digests(first)[peer] for peer in (0, 1)]
     assert not (out / "checkpoints").exists()
 
@@ -397,8 +366,7 @@ def copied(recorded, folder):
 
 def inspected(commands, folder):
     done = commands.run("dslth", "inspect", folder, "--json", timeout=60)
-    assert done.returncode == 0, done.stderr
-    return [peer["id"] for peer in json.loads(done.stdout)["peers"]]
+    return [peer.id for peer in printed(done).peers]
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
@@ -425,7 +393,8 @@ def test_another_peers_line_in_a_peers_file_does_not_count(commands, recorded, t
         file.write(first.read_text() + stranger.model_dump_json() + "\n")
     for name in ("peer-x", "peer-07", "peer-"):
         (folder / f"peers/{name}.jsonl").write_text(first.read_text())
-    assert summarise(RunFolder(folder)) == whole | {"lines_ignored": 1 + len(first.read_text().splitlines())}
+    ignored = 1 + len(first.read_text().splitlines())
+    assert summarise(RunFolder(folder)) == whole.model_copy(update={"lines_ignored": ignored})
     assert inspected(commands, folder) == [0, 1, 2]
 
 

@@ -14,6 +14,8 @@ import yaml
 from dslth import config, wire
 from dslth.run import tickets
 from dslth.run.folder import RunFolder
+from dslth.run.summary import PeerSummary, Summary
+from live import digests, printed, rounds_of, summary_of, written
 from tap import Tap, free_ports
 
 
@@ -38,24 +40,8 @@ def _session(pid):
         return None
 
 
-def digests(summary):
-    return {peer["id"]: peer["mask_digest"] for peer in summary["peers"]}
-
-
-def rounds_of(folder):
-    """The digest of every mask sent, by peer and round."""
-    return {
-        (peer, event.round): event.mask_digest
-        for peer, events in RunFolder(folder).events().items()
-        for event in events
-        if event.event == "round"
-    }
-
-
 def run_json(commands, *arguments, **options):
-    done = commands.run("dslth", "run", "--json", *arguments, **options)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed(commands.run("dslth", "run", "--json", *arguments, **options))
 
 
 def test_masks_are_the_same_over_sockets_in_memory_and_peer_by_peer_in_any_order(commands, topology_file, tmp_path):
@@ -68,10 +54,8 @@ def test_masks_are_the_same_over_sockets_in_memory_and_peer_by_peer_in_any_order
         wait_for(lambda peer=peer: (tmp_path / "peers" / "peers" / f"peer-{peer}.jsonl").exists())
     alone = {}
     for process in peers:
-        stdout, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr
-        summary = json.loads(stdout)
-        alone[summary["id"]] = summary["mask_digest"]
+        summary = summary_of(process, PeerSummary)
+        alone[summary.id] = summary.mask_digest
     assert digests(over_sockets) == digests(in_memory) == alone
     assert len(set(alone.values())) == 3
     assert rounds_of(tmp_path / "sockets") == rounds_of(tmp_path / "memory") == rounds_of(tmp_path / "peers")
@@ -80,32 +64,32 @@ def test_masks_are_the_same_over_sockets_in_memory_and_peer_by_peer_in_any_order
 def test_a_run_leaves_a_folder_that_stands_alone(commands, topology_file, tmp_path):
     summary = run_json(commands, "-t", topology_file(), "--out", "run")
     folder = RunFolder(tmp_path / "run")
-    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
+    assert written(tmp_path / "run") == summary
     assert folder.manifest()["seed"] == 7
-    for key in ("run_dir", "rounds", "seconds", "seconds_to_first_round", "accuracy_personal", "accuracy_global"):
-        assert summary[key] is not None
-    for peer in summary["peers"]:
-        ticket = tickets.load(folder.ticket(peer["id"]))
-        assert ticket.mask.digest == peer["mask_digest"]
+    assert None not in (summary.seconds_to_first_round, summary.accuracy_personal, summary.accuracy_global)
+    for peer in summary.peers:
+        ticket = tickets.load(folder.ticket(peer.id))
+        assert ticket.mask.digest == peer.mask_digest
         assert ticket.experiment.seed == 7
-        assert peer["rounds_completed"] == 3
-        assert peer["refused"] == {}
+        assert peer.rounds_completed == 3
+        assert peer.refused == {}
     again = run_json(commands, "-t", "run/topology.yaml", "--out", "again")
     assert digests(again) == digests(summary)
     shown = commands.run("dslth", "inspect", "run", "--edges")
     assert shown.returncode == 0
     assert "0 → 1" in shown.stdout
     assert "bits per weight" in shown.stdout
-    assert json.loads(commands.run("dslth", "inspect", "run", "--json").stdout) == summary | {"run_dir": "run"}
+    inspected = printed(commands.run("dslth", "inspect", "run", "--json"))
+    assert inspected == summary.model_copy(update={"run_dir": "run"})
 
 
 def test_bits_per_weight_are_message_bytes_over_weights_edges_and_rounds(commands, topology_file):
     summary = run_json(commands, "-t", topology_file(), "--out", "run")
-    sent = sum(peer["message_bytes_sent"] for peer in summary["peers"])
+    sent = sum(peer.message_bytes_sent for peer in summary.peers)
     weights = 64 * 256 + 256 * 128 + 128 * 10
-    assert summary["bits_per_weight_per_round"] == pytest.approx(8 * sent / (weights * 6 * 3), abs=1e-6)
+    assert summary.bits_per_weight_per_round == pytest.approx(8 * sent / (weights * 6 * 3), abs=1e-6)
     packed = run_json(commands, "-t", topology_file(), "--out", "packed", "--codec", "bitpack")
-    assert sum(peer["payload_bytes_sent"] for peer in packed["peers"]) == weights // 8 * 6 * 3
+    assert sum(peer.payload_bytes_sent for peer in packed.peers) == weights // 8 * 6 * 3
 
 
 def test_reported_bytes_are_those_that_an_outsider_counts(commands, topology_file, tmp_path):
@@ -135,10 +119,10 @@ def test_reported_bytes_are_those_that_an_outsider_counts(commands, topology_fil
     finally:
         for tap in taps:
             tap.close()
-    summary = json.loads(commands.run("dslth", "inspect", tmp_path / "run", "--json").stdout)
-    assert sum(peer["message_bytes_sent"] for peer in summary["peers"]) == sum(tap.message_bytes() for tap in taps)
+    summary = printed(commands.run("dslth", "inspect", tmp_path / "run", "--json"))
+    assert sum(peer.message_bytes_sent for peer in summary.peers) == sum(tap.message_bytes() for tap in taps)
     carried = sum(tap.total for tap in taps)
-    assert summary["link_bytes_sent"] == pytest.approx(carried, rel=0.01)
+    assert summary.link_bytes_sent == pytest.approx(carried, rel=0.01)
     # nothing but headers, hellos and packed masks was on the wire
     mask = (64 * 256 + 256 * 128 + 128 * 10) // 8
     for header, payload in (wire.split(frame) for tap in taps for frame in tap.frames()):
@@ -183,16 +167,13 @@ def test_neighbours_are_worth_having(commands):
     arguments = ("-t", "ring", "--rounds", "8", "--transport", "memory")
     together = run_json(commands, *arguments)
     alone = run_json(commands, *arguments, "--no-exchange")
-    assert together["accuracy_personal"] > alone["accuracy_personal"] + 0.05
-    assert alone["message_bytes_sent"] == 0
+    assert together.accuracy_personal > alone.accuracy_personal + 0.05
+    assert alone.message_bytes_sent == 0
 
 
 def test_devices_differ_and_the_report_shows_it(commands, tmp_path):
     summary = run_json(commands, "-t", "devices", "--rounds", "2", "--out", "run")
-    ones = {
-        peer["id"]: tickets.load(RunFolder(tmp_path / "run").ticket(peer["id"])).mask.density
-        for peer in summary["peers"]
-    }
+    ones = {peer.id: tickets.load(RunFolder(tmp_path / "run").ticket(peer.id)).mask.density for peer in summary.peers}
     assert ones[0][0] == pytest.approx(0.4, abs=0.01)
     assert ones[4][0] == pytest.approx(0.2, abs=0.01)
     shown = commands.run("dslth", "inspect", "run", env={"COLUMNS": "140"}).stdout
@@ -214,7 +195,7 @@ def test_other_data_and_models_run_with_either_preset(commands, topology_file, d
     where = ["--data-dir", folder] if folder else []
     for preset in ("signed", "mce-pl"):
         summary = run_json(commands, "-t", file, "--preset", preset, *where, "--out", tmp_path / preset)
-        assert summary["rounds"] == 2
+        assert summary.rounds == 2
 
 
 def test_graph_and_partition_can_be_replaced(commands, tmp_path):
@@ -224,7 +205,7 @@ def test_graph_and_partition_can_be_replaced(commands, tmp_path):
     )
     arguments = ("--graph", "graph.txt", "--partition", "counts.txt", "--rounds", "1")
     summary = run_json(commands, "-t", "ring", *arguments, "--out", "run")
-    assert len(summary["peers"]) == 4
+    assert len(summary.peers) == 4
     joined = [events[0] for events in RunFolder(tmp_path / "run").events().values()]
     assert [event.training_samples for event in joined] == [36, 36, 24, 24]
     assert [event.neighbours for event in joined] == [(1, 3), (0, 2), (1, 3), (0, 2)]
@@ -250,8 +231,8 @@ def test_ctrl_c_ends_all_peers_and_keeps_what_was_measured(commands, topology_fi
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    summary = json.loads((out / "summary.json").read_text())
-    assert all(peer["rounds_completed"] >= 1 and peer["mask_digest"] for peer in summary["peers"])
+    summary = written(out)
+    assert all(peer.rounds_completed >= 1 and peer.mask_digest for peer in summary.peers)
     assert wait_for(lambda: not processes_of(process.pid)) is True
 
 
@@ -264,10 +245,11 @@ def test_a_killed_peer_costs_its_contribution_not_the_run(commands, topology_fil
     victims[0].kill()
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 11
-    assert json.loads(stdout) == json.loads((out / "summary.json").read_text())
+    summary = Summary.model_validate_json(stdout)
+    assert summary == written(out)
     assert "killed by signal 9" in stderr
     assert len(stderr.strip().splitlines()) == 1
-    completed = sorted(p["rounds_completed"] for p in json.loads((out / "summary.json").read_text())["peers"])
+    completed = sorted(peer.rounds_completed for peer in summary.peers)
     assert completed[0] < 400
     assert completed[1:] == [400, 400]
     assert wait_for(lambda: not processes_of(process.pid)) is True
@@ -374,8 +356,8 @@ def test_all_three_of_whom_one_has_another_seed_say_why(commands, topology_file)
 def test_a_loss_that_is_not_finite_is_said_once(commands, topology_file, tmp_path):
     file = topology_file(algorithm={"lasso": 1e38}, rounds=2, deadline=2)  # nobody takes such masks
     summary = run_json(commands, "-t", file, "--out", tmp_path / "run")
-    diverged = [event for event in summary["happenings"] if event["what"] == "diverged"]
-    assert sorted(event["peer"] for event in diverged) == [0, 1, 2]
+    diverged = [event for event in summary.happenings if event.what == "diverged"]
+    assert sorted(event.peer for event in diverged) == [0, 1, 2]
 
 
 def test_help_and_version_of_every_command(commands):

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import select
 import socket
@@ -21,8 +20,10 @@ import zmq
 from dslth import keys, wire
 from dslth.config import NetworkConfig
 from dslth.errors import SecurityError
+from dslth.run.summary import PeerSummary
 from dslth.transport import guard, zeromq
 from dslth.transport.zeromq import ZeroMqTransport
+from live import digests, printed, summary_of
 from tap import Tap, free_ports
 
 LARGEST = 1 << 14
@@ -181,16 +182,13 @@ def test_commands_ask_for_keys_use_them_and_do_without_when_told(commands, topol
     assert "3 key pairs" in one_line(commands.run("dslth", "keys", "make", file), 0)
     assert "is there already" in one_line(commands.run("dslth", "keys", "make", file), 14)
     done = commands.run("dslth", "run", "-t", file, "--json", "--out", "safe")
-    assert done.returncode == 0, done.stderr
+    safe = printed(done)
     assert done.stderr == ""
-    safe = json.loads(done.stdout)
-    assert [peer["refused"] for peer in safe["peers"]] == [{}] * 3
+    assert [peer.refused for peer in safe.peers] == [{}] * 3
 
     done = commands.run("dslth", "run", "-t", file, "--json", "--out", "clear", "--insecure")
-    assert done.returncode == 0
     assert "warning: no keys" in one_line(done, 0)
-    clear = json.loads(done.stdout)
-    assert [p["mask_digest"] for p in clear["peers"]] == [p["mask_digest"] for p in safe["peers"]]
+    assert digests(printed(done)) == digests(safe)
 
 
 def test_peers_that_share_a_folder_make_their_own_keys_and_meet(commands, topology_file, tmp_path):
@@ -199,9 +197,7 @@ def test_peers_that_share_a_folder_make_their_own_keys_and_meet(commands, topolo
         commands.start("dslth-peer", "--id", i, "-t", file, "--out", "run", "--keys", "k", "--json") for i in range(3)
     ]
     for process in peers:
-        stdout, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr
-        assert json.loads(stdout)["refused"] == {}
+        assert summary_of(process, PeerSummary).refused == {}
     assert sorted(path.name for path in (tmp_path / "k/private").iterdir()) == [f"peer-{i}.key" for i in range(3)]
 
 
@@ -360,11 +356,7 @@ def tapped(commands, topology_file, security):
             listen = f"tcp://127.0.0.1:{base + i}"
             arguments = ("--id", i, "-t", file, "--out", security, "--listen", listen, "--json")
             peers.append(commands.start("dslth-peer", *arguments))
-        digests = []
-        for process in peers:
-            stdout, stderr = process.communicate(timeout=120)
-            assert process.returncode == 0, stderr
-            digests.append(json.loads(stdout)["mask_digest"])
+        digests = [summary_of(process, PeerSummary).mask_digest for process in peers]
     finally:
         for tap in taps:
             tap.close()
@@ -644,17 +636,12 @@ def test_attacks_on_a_running_peer_change_no_mask_and_are_counted(commands, topo
                 garbage.sendall(os.urandom(100))
         assert process.memory_info().rss - before < MOST
         peers.append(commands.start("dslth-peer", "--id", 2, "-t", file, "--out", "run", "--json"))
-        summaries = []
-        for peer in peers:
-            stdout, stderr = peer.communicate(timeout=120)
-            assert peer.returncode == 0, stderr
-            summaries.append(json.loads(stdout))
-    refused = summaries[0]["refused"]
+        summaries = [summary_of(peer, PeerSummary) for peer in peers]
+    refused = summaries[0].refused
     assert refused["flood"] == 3
     assert refused.get("bad-handshake", 0) + refused.get("broken-off", 0) >= 990
     done = commands.run("dslth", "run", "-t", file, "--transport", "memory", "--json", "--out", tmp_path / "calm")
-    calm = json.loads(done.stdout)
-    assert [s["mask_digest"] for s in summaries] == [peer["mask_digest"] for peer in calm["peers"]]
+    assert {peer.id: peer.mask_digest for peer in summaries} == digests(printed(done))
 
 
 def _listens(port):

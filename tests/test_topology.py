@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dslth import config
 from dslth.errors import MissingFileError, TopologyError
-from dslth.show.report import topology_table
+from dslth.show.graph import topology_table
 from dslth.topology import MOST_PEERS, Topology, build, read_graph
 
 PROPERTY = settings(max_examples=50, deadline=None, database=None)

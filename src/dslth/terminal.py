@@ -3,12 +3,8 @@
 import codecs
 import io
 import sys
-from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
-__all__ = ["Terminal", "bear_all", "err", "out", "say", "visible"]
+__all__ = ["bear_all", "say", "visible"]
 
 PLAIN = str.maketrans("▁▂▃▄▅▆▇█–→·…✓×", "12345678->.~*x")
 """What stands for our own signs, one for one, where the terminal's encoding has none of them."""
@@ -24,21 +20,6 @@ def visible(text: str) -> str:
 def say(line: str) -> None:
     """Print one line on stderr."""
     print(visible(line), file=sys.stderr)  # noqa: T201
-
-
-class Terminal(Console):
-    """A console to which text is text: no markup, no names of emojis, and of what is not visible only line breaks."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Make a Text of what was given as str, to be printed or in a table; see Console."""
-        return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
-
-
-out = Terminal()
-err = Terminal(stderr=True)
 
 
 def bear_all() -> None:

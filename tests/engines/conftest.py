@@ -9,6 +9,7 @@ import pytest
 
 from containers import BASE, IMAGE, ROOT, TOOLS, Project, composes, sh, start_engine
 from dslth.deploy.compose import compose as compose_file
+from live import digests, printed
 
 
 def pytest_collection_modifyitems(items):
@@ -72,8 +73,7 @@ def local_mesh(tmp_path_factory):
     code = "import sys; from dslth.__main__ import main; sys.argv[0] = 'dslth'; main()"
     line = [sys.executable, "-c", code, "run", "-t", "mesh10", "--json", "--out", str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return {peer["id"]: peer["mask_digest"] for peer in json.loads(done.stdout)["peers"]}
+    return digests(printed(done))
 
 
 @pytest.fixture

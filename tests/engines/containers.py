@@ -7,6 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from dslth.run.events import parse
+from dslth.run.summary import Summary
+
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT.parent / "shared" / "tools"
 """An optional place: scripts that start an engine and make a base image where nothing can be pulled."""
@@ -92,7 +95,7 @@ class Project:
         return [path.name for path in self.volume(volume).iterdir()]
 
     def summary(self):
-        return json.loads(self.read("summary.json"))
+        return Summary.model_validate_json(self.read("summary.json"))
 
     def round(self, peer):
         """The rounds that a peer has reported so far."""
@@ -101,8 +104,8 @@ class Project:
     def noticed(self, peer, what):
         """What a peer noticed so far, of one kind."""
         lines = self.read(f"peers/peer-{peer}.jsonl").splitlines()
-        events = [json.loads(line) for line in lines if '"noticed"' in line and line.endswith("}")]
-        return [event for event in events if event["what"] == what]
+        events = [parse(line) for line in lines if '"noticed"' in line]
+        return [event for event in events if event is not None and event.what == what]
 
     def end(self, seconds=240):
         """Wait until all containers have ended, and give their exit codes."""
@@ -117,7 +120,3 @@ class Project:
 
     def down(self):
         self("down", "--volumes", "--timeout", "1", check=False)
-
-
-def digests(summary):
-    return {peer["id"]: peer["mask_digest"] for peer in summary["peers"]}

@@ -7,7 +7,9 @@ import subprocess
 
 import pytest
 
-from containers import IMAGE, ROOT, Project, digests, sh, wait_for
+from containers import IMAGE, ROOT, Project, sh, wait_for
+from dslth.run.summary import PeerSummary
+from live import digests
 
 HELD = "cat /sys/fs/cgroup/memory/memory.stat /sys/fs/cgroup/memory.stat 2>/dev/null | grep -E '^(total_rss|anon) '"
 """Anonymous memory of a container, in cgroups of version 1 or 2."""
@@ -26,8 +28,8 @@ def test_the_shipped_mesh_builds_ends_by_itself_and_learns_the_masks_of_a_local_
     assert re.search(r"personal accuracy, mean +9\d\.\d %", done.stdout)
     summary = shipped.summary()
     assert digests(summary) == local_mesh
-    assert summary["accuracy_personal"] >= 0.95
-    assert not any(peer["missing"] or peer["refused"] for peer in summary["peers"])
+    assert summary.accuracy_personal >= 0.95
+    assert not any(peer.missing or peer.refused for peer in summary.peers)
     assert set(shipped.end().values()) == {0}
     assert set(shipped.read_names("tickets")) == {f"peer-{i}.safetensors" for i in range(10)}
     # again, with all that was left lying: a new run with the same masks
@@ -103,10 +105,10 @@ def test_link_bytes_agree_with_the_containers_own_interfaces(image, projects, tm
     project("up", timeout=100)
     for i in range(4):
         log = sh("docker", "logs", project.container(f"peer-{i}")).stdout
-        summary = json.loads(next(line for line in log.splitlines() if line.startswith("{")))
+        line = next(line for line in log.splitlines() if line.startswith("{"))
+        summary = PeerSummary.model_validate_json(line)
         counters = re.search(r"eth0: *([\d ]+)", log)[1].split()
-        for way, at in (("received", 0), ("sent", 8)):
+        for link, at in ((summary.link_bytes_received, 0), (summary.link_bytes_sent, 8)):
             octets, packets = int(counters[at]), int(counters[at + 1])
             headers = packets * (14 + 20 + 32)  # Ethernet, IP, TCP with time stamps
-            link = summary[f"link_bytes_{way}"]
-            assert octets - headers == pytest.approx(link, rel=0.02), f"{way}: {octets} of which headers {headers}"
+            assert octets - headers == pytest.approx(link, rel=0.02), f"{octets} of which headers {headers}"

@@ -1,13 +1,13 @@
 """What happens to containers: killed, paused, cut off, on a bad link. The run ends, and the report shows it."""
 
-import json
 import os
 import signal
 
 import pytest
 
-from containers import digests, sh, wait_for
+from containers import sh, wait_for
 from dslth.run.events import RoundReport, parse
+from live import digests, printed
 
 PEERS = 4
 ROUNDS = 400
@@ -44,8 +44,7 @@ def start(image, projects, topology):
 
 def local(commands, file):
     done = commands.run("dslth", "run", "-t", file, "--transport", "memory", "--out", "local", "--json")
-    assert done.returncode == 0, done.stderr
-    return digests(json.loads(done.stdout))
+    return digests(printed(done))
 
 
 def test_a_peer_killed_by_9_comes_back_by_itself_and_no_mask_differs(start, commands):
@@ -54,19 +53,19 @@ def test_a_peer_killed_by_9_comes_back_by_itself_and_no_mask_differs(start, comm
     assert set(project.end().values()) == {0}
     assert project.inspect("peer-1")["RestartCount"] == 1
     summary = project.summary()
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [200] * PEERS
-    assert [event["peer"] for event in summary["happenings"] if event["what"] == "resumed"] == [1]
+    assert [peer.rounds_completed for peer in summary.peers] == [200] * PEERS
+    assert [event.peer for event in summary.happenings if event.what == "resumed"] == [1]
     assert digests(summary) == local(commands, file)
 
 
 def happened(project, what, neighbour=1):
     """Which peers noticed something of a neighbour."""
-    happenings = project.summary()["happenings"]
-    return {event["peer"] for event in happenings if event["what"] == what and event["neighbour"] == neighbour}
+    happenings = project.summary().happenings
+    return {event.peer for event in happenings if event.what == what and event.neighbour == neighbour}
 
 
 def lost(project):
-    return all(any(event["neighbour"] == 1 for event in project.noticed(i, "lost")) for i in (0, 2, 3))
+    return all(any(event.neighbour == 1 for event in project.noticed(i, "lost")) for i in (0, 2, 3))
 
 
 def ended_with_peer_1_lost_and_back(project):
@@ -74,8 +73,8 @@ def ended_with_peer_1_lost_and_back(project):
     assert set(codes.values()) == {0}, codes
     assert happened(project, "lost") == happened(project, "back") == {0, 2, 3}
     summary = project.summary()
-    assert all(summary["peers"][i]["missing"] for i in (0, 2, 3))  # peer 1 may have skipped what it missed
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [summary["rounds"]] * PEERS
+    assert all(summary.peers[i].missing for i in (0, 2, 3))  # peer 1 may have skipped what it missed
+    assert [peer.rounds_completed for peer in summary.peers] == [summary.rounds] * PEERS
 
 
 def test_a_paused_peer_costs_its_contribution_and_comes_back(start):
@@ -121,7 +120,7 @@ def test_a_link_that_loses_a_fifth_at_256_kilobits_costs_time_and_no_mask(start,
     assert set(project.end().values()) == {0}
     summary = project.summary()
     assert digests(summary) == local(commands, file)
-    assert not any(peer["missing"] for peer in summary["peers"])
+    assert not any(peer.missing for peer in summary.peers)
     # a segment that was lost is sent again after 200 ms at the earliest, and that is what peers waited
     assert max(event.seconds.wait for event in rounds(project, 1)) >= 0.2
 

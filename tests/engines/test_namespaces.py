@@ -1,6 +1,5 @@
 """Ten machines in small: network namespaces, each with an address of its own, joined by a bridge."""
 
-import json
 import os
 import shutil
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 from containers import sh
 from dslth.run.folder import RunFolder
+from dslth.run.summary import PeerSummary
 from live import rounds, rounds_done, wait_for, write_topology
 
 PEERS = 10
@@ -50,7 +50,7 @@ def test_peers_on_ten_machines_learn_the_masks_of_a_local_run(machines, processe
     for i, process in enumerate(peers):
         stdout, stderr = process.communicate(timeout=400)
         assert process.returncode == 0, stderr
-        digests[i] = json.loads(stdout)["mask_digest"]
+        digests[i] = PeerSummary.model_validate_json(stdout).mask_digest
     assert digests == local_mesh
 
 

@@ -1,13 +1,14 @@
 """Peers as actors of a Ray cluster of two nodes."""
 
-import json
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from containers import digests, sh, wait_for
+from containers import sh, wait_for
+from dslth.run.summary import Summary
+from live import digests, printed, written
 
 DSLTH = Path(sys.executable).with_name("dslth")
 
@@ -41,7 +42,7 @@ def rounds(folder, peer):
 def ended(process):
     stdout, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, stderr
-    return json.loads(stdout)
+    return Summary.model_validate_json(stdout)
 
 
 def test_ten_actors_on_two_nodes_learn_the_masks_of_a_local_run(cluster, processes, local_mesh, tmp_path):
@@ -53,7 +54,7 @@ def test_ten_actors_on_two_nodes_learn_the_masks_of_a_local_run(cluster, process
     assert min(spread) >= 2
     summary = ended(run)
     assert digests(summary) == local_mesh
-    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
+    assert written(tmp_path / "run") == summary
 
 
 def test_peers_of_a_lost_node_go_on_elsewhere_from_their_checkpoints(cluster, processes, tmp_path):
@@ -70,13 +71,13 @@ def test_peers_of_a_lost_node_go_on_elsewhere_from_their_checkpoints(cluster, pr
     assert there in (1, 2, 3)
     cluster.remove_node(lost, allow_graceful=False)
     summary = ended(run)
-    happened = {what: {e["peer"] for e in summary["happenings"] if e["what"] == what} for what in ("died", "restarted")}
+    happened = {what: {e.peer for e in summary.happenings if e.what == what} for what in ("died", "restarted")}
     assert len(happened["died"]) == there
     assert happened["died"] == happened["restarted"]
-    assert {e["peer"] for e in summary["happenings"] if e["what"] == "resumed"} == happened["died"]
-    assert [peer["rounds_completed"] for peer in summary["peers"]] == [400] * 4
-    local = sh(DSLTH, "run", "-t", file, "--transport", "memory", "--json", "--out", tmp_path / "local").stdout
-    assert digests(summary) == digests(json.loads(local))
+    assert {e.peer for e in summary.happenings if e.what == "resumed"} == happened["died"]
+    assert [peer.rounds_completed for peer in summary.peers] == [400] * 4
+    local = sh(DSLTH, "run", "-t", file, "--transport", "memory", "--json", "--out", tmp_path / "local")
+    assert digests(summary) == digests(printed(local))
 
 
 def test_no_cluster_is_one_line(processes, tmp_path):

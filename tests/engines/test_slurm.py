@@ -1,6 +1,5 @@
 """A job step of ten tasks on a Slurm of one node, from Debian's packages, with everything it needs in one folder."""
 
-import json
 import os
 import shutil
 import sys
@@ -8,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from containers import digests, sh, wait_for
+from containers import sh, wait_for
+from live import digests, printed
 from tap import free_ports
 
 PEERS = 10
@@ -83,7 +83,7 @@ def test_a_step_of_ten_tasks_learns_the_masks_of_a_local_run(slurm, mesh_file, l
     peers = ["dslth-peer", "--topology", file, "--out", tmp_path / "run", "--quiet", "--join-timeout", 180]
     path = {"PATH": f"{BIN}:{slurm['PATH']}"}
     sh("srun", "-n", PEERS, "--overcommit", *peers, env=slurm | path, cwd=tmp_path)
-    summary = json.loads(sh(BIN / "dslth", "inspect", tmp_path / "run", "--json").stdout)
+    summary = printed(sh(BIN / "dslth", "inspect", tmp_path / "run", "--json"))
     assert digests(summary) == local_mesh
 
 

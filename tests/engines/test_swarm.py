@@ -1,12 +1,12 @@
 """The shipped Compose file as a stack of a Swarm of one node."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from containers import ROOT, digests, sh, wait_for
+from containers import ROOT, sh, wait_for
+from live import digests, written
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def test_the_shipped_file_as_a_stack_learns_the_masks_of_a_local_run(stack, loca
 
     def summary():
         place = sh("docker", "volume", "inspect", "-f", "{{.Mountpoint}}", f"{stack}_runs", check=False).stdout.strip()
-        file = Path(place or "/nowhere") / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        folder = Path(place or "/nowhere")
+        return written(folder) if (folder / "summary.json").exists() else None
 
     found = wait_for(summary, 300)
     assert digests(found) == local_mesh
-    assert not any(peer["missing"] for peer in found["peers"])
+    assert not any(peer.missing for peer in found.peers)
 
     def collected():
         states = sh("docker", "service", "ps", "--format", "{{.CurrentState}}", f"{stack}_collector").stdout.split()

@@ -33,7 +33,7 @@ from dslth.masks import BitMask, packed_size
 from dslth.run.events import Finished, Joined, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.run.summary import summarise
-from dslth.show.report import amount
+from dslth.show.words import amount, percent
 from dslth.topology import Topology
 
 __all__ = ["ROWS", "Figures", "Row", "chosen", "compare", "run_rows"]
@@ -291,7 +291,7 @@ def run_rows(
             figures = measure(row, place, lr)
             shutil.rmtree(place.path / "masks", ignore_errors=True)
             say(
-                f"{place.path.name}: personal accuracy {100 * figures.accuracy_personal:.1f} %, "
+                f"{place.path.name}: personal accuracy {percent(figures.accuracy_personal)}, "
                 f"messages {amount(figures.message_bytes)}, {figures.seconds:.1f} s"
                 + (f"; {figures.missing} messages missed the deadline" if figures.missing else "")
             )

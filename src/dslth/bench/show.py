@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from dslth.bench.comm import Figures
 from dslth.bench.entropy import ORDERS
 from dslth.errors import OutputError
-from dslth.show.report import amount
 from dslth.show.tables import Fitted
+from dslth.show.words import amount, percent
 
 __all__ = ["as_json", "plot", "tables", "write"]
 
@@ -19,10 +19,6 @@ class _Sheet(NamedTuple):
     title: str
     note: str
     columns: Mapping[str, Callable[[Figures], str]]
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _number(value: float | None) -> str:
@@ -34,8 +30,8 @@ def _sheets(measured: Sequence[Figures], target: float | None) -> tuple[_Sheet, 
     late = measured[0].late
     learned: dict[str, Callable[[Figures], str]] = {
         "row": lambda f: f.row + "*" * (f.evaluated == "before exchange"),
-        "personal": lambda f: _percent(f.accuracy_personal),
-        "worst": lambda f: _percent(f.accuracy_worst),
+        "personal": lambda f: percent(f.accuracy_personal),
+        "worst": lambda f: percent(f.accuracy_worst),
         "payload": lambda f: amount(f.payload_bytes),
         "messages": lambda f: amount(f.message_bytes),
         "link": lambda f: amount(f.link_bytes),

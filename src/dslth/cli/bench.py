@@ -22,7 +22,7 @@ from dslth.cli.options import (
     TopologyOption,
 )
 from dslth.engines import launcher
-from dslth.terminal import Terminal, err, out
+from dslth.show.console import Terminal, err, out
 
 __all__ = ["bench_app"]
 

@@ -10,7 +10,7 @@ from dslth import config, keys
 from dslth.cli import options
 from dslth.cli.options import DebugOption
 from dslth.config import NetworkConfig, RunConfig
-from dslth.terminal import err
+from dslth.show.console import err
 from dslth.topology import Topology
 
 __all__ = ["CurveOption", "InsecureOption", "KeysOption", "checked", "keys_app", "secured"]

@@ -47,8 +47,12 @@ from dslth.run.checkpoint import Checkpoints
 from dslth.run.events import Event, Joined, RoundReport
 from dslth.run.folder import Launch, RunFolder
 from dslth.run.summary import PeerSummary, Summary, check_played, summarise
-from dslth.show import report, timeline
-from dslth.terminal import bear_all, err, out, say
+from dslth.show import tables, timeline
+from dslth.show.console import err, out
+from dslth.show.graph import draw, draw_png, topology_table
+from dslth.show.live import LiveTable
+from dslth.show.words import amount, decimal, percent, unlike
+from dslth.terminal import bear_all, say
 from dslth.transport import faulty
 
 __all__ = ["main", "peer_main"]
@@ -272,7 +276,7 @@ def run(
     options.look_at_data(settings, graph_of_peers)
     folder = folder or options.new_folder(out_dir, file)
     title = _title(file if resume is None else resume.name, settings)
-    table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, title)
+    table = LiveTable(graph_of_peers.peers, settings.experiment.rounds, title)
     with options.orderly():  # the fork server's files are removed at the very end
         with _live(table, quiet=as_json) as watch:
             outcome = launcher.run_local(
@@ -321,7 +325,7 @@ def _title(topology_file: str, settings: config.RunConfig) -> str:
 
 
 @contextmanager
-def _live(table: report.LiveTable, quiet: bool) -> Iterator[Callable[[Event], None]]:
+def _live(table: LiveTable, quiet: bool) -> Iterator[Callable[[Event], None]]:
     """Follow a run on the terminal: a live table on a screen, a line every few seconds elsewhere."""
     if quiet:
         yield table.take
@@ -346,9 +350,9 @@ def _show(folder: RunFolder, summary: Summary) -> None:
     if ignored := summary.lines_ignored:
         place = folder.path / "peers"
         err.print(f"note: {ignored} lines under {place} are no reports of their peer; left out", soft_wrap=True)
-    out.print(report.peer_table(folder, summary))
-    out.print(report.totals(summary))
-    if said := report.unlike(summary):
+    out.print(tables.peer_table(folder, summary))
+    out.print(tables.totals(summary))
+    if said := unlike(summary):
         out.print(f"note: {said}", soft_wrap=True)
     if (happened := timeline.show(summary, folder.launched())) is not None:
         out.print(happened)
@@ -379,7 +383,7 @@ def collect(
     settings, graph_of_peers = options.read(topology_file, rounds=rounds)
     limits.provide(graph_of_peers)
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
-    table = report.LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
+    table = LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
     stop = threading.Event()
     how = keys_cli.secured(settings, topology_file, [listen], insecure=insecure, folder=keys_dir)
     with launcher.end_on_signals(stop), folder.owned():
@@ -433,9 +437,9 @@ def inspect(
         print(summary.to_json())  # noqa: T201
         return
     _show(folder, summary)
-    out.print(report.phase_table(folder))
+    out.print(tables.phase_table(folder))
     if edges:
-        out.print(report.edge_table(folder))
+        out.print(tables.edge_table(folder))
 
 
 @topology_app.command()
@@ -454,10 +458,10 @@ def show(
         figures = {"peers": graph.peers, "edges": graph.edges, "digest": graph.digest}
         print(json.dumps(figures | {"neighbours": [graph.neighbours(peer) for peer in range(graph.peers)]}))  # noqa: T201
         return
-    out.print(report.topology_table(graph))
-    print(report.draw(graph))  # noqa: T201
+    out.print(topology_table(graph))
+    print(draw(graph))  # noqa: T201
     if png is not None:
-        report.draw_png(graph, png)
+        draw_png(graph, png)
         out.print(f"drawn into {png}")
 
 
@@ -595,7 +599,7 @@ def _peer(
     else:
         err.print(
             f"peer {peer}: {summary.rounds_completed} rounds, mask {(summary.mask_digest or '–')[:16]}, "
-            f"messages {report.amount(summary.message_bytes_sent)}; see dslth inspect {folder.path}"
+            f"messages {amount(summary.message_bytes_sent)}; see dslth inspect {folder.path}"
         )
     if stop.is_set():
         raise typer.Exit(130)
@@ -607,14 +611,10 @@ def _say(event: Event, rounds: int) -> None:
     if isinstance(event, Joined):
         err.print(f"peer {event.peer} joined {len(event.neighbours)} neighbours")
     elif isinstance(event, RoundReport):
-        personal = (
-            "" if event.accuracy_personal is None else f", personal accuracy {100 * event.accuracy_personal:.1f} %"
-        )
-        sent = report.amount(sum(link.message_sent for link in event.links.values()))
+        personal = "" if event.accuracy_personal is None else f", personal accuracy {percent(event.accuracy_personal)}"
+        sent = amount(sum(link.message_sent for link in event.links.values()))
         missing = f", missing {list(event.missing)}" if event.missing else ""
-        err.print(
-            f"round {event.round + 1}/{rounds}: loss {report.decimal(event.loss)}{personal}, sent {sent}{missing}"
-        )
+        err.print(f"round {event.round + 1}/{rounds}: loss {decimal(event.loss)}{personal}, sent {sent}{missing}")
 
 
 def _full(option: str, address: str) -> str:

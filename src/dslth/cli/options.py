@@ -16,7 +16,7 @@ from dslth.config import RunConfig
 from dslth.engines import launcher
 from dslth.errors import MissingFileError, OutputError
 from dslth.run.folder import RunFolder
-from dslth.terminal import err
+from dslth.show.console import err
 from dslth.topology import Topology
 
 __all__ = [

@@ -20,7 +20,7 @@ from dslth.cli.options import (
 )
 from dslth.errors import ConfigError, DslthError
 from dslth.run.folder import RunFolder
-from dslth.terminal import err, out
+from dslth.show.console import err, out
 
 __all__ = ["register"]
 

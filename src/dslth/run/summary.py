@@ -53,7 +53,7 @@ class PeerSummary(_Record):
 
 
 class Happened(_Record):
-    """Something out of the ordinary; see ``dslth.run.events.Noticed``."""
+    """Something out of the ordinary; ``dslth.run.events.Happening`` says what each word stands for."""
 
     peer: int
     """Who says it, or whose process it is."""

@@ -1,15 +1,36 @@
-"""Tables for a terminal: one style, and never wider than there is room."""
+"""Tables of a run for a terminal, from its folder's files: one style, and never wider than there is room."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Fitted", "new_table", "shortened"]
+from dslth.run.events import Event, Finished, Joined, RoundReport
+from dslth.run.folder import RunFolder
+from dslth.run.summary import Summary, rounds_of
+from dslth.show.words import amount, percent, spark, thousands
+
+__all__ = [
+    "Fitted",
+    "Row",
+    "edge_table",
+    "new_table",
+    "peer_table",
+    "phase_table",
+    "shortened",
+    "totals",
+    "where_unlike",
+]
 
 BOUNDLESS = 10_000
+MOST_LAYERS = 20
+MOST_REASONS = 20
+MOST_EDGES = 10_000
+
+# --- style ----------------------------------------------------------------------------------------------------------
 
 
 def new_table(title: str, *names: str) -> Table:
@@ -63,3 +84,133 @@ class Fitted:
         for row in zip(*shown.values(), strict=True):
             table.add_row(*row)
         return table
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+class Row:
+    """What a table says of one peer, from its reports; of all but the last round only the accuracy is kept."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.last: RoundReport | None = None
+        self.done = False
+        self.common: float | None = None
+        self.device = self.samples = ""
+        self._shares: dict[int, float | None] = {}
+        for event in events:
+            self.take(event)
+
+    def take(self, event: Event) -> None:
+        """Follow a report; that of a round that was played again after a crash takes the first one's place."""
+        if isinstance(event, Joined):
+            self.device, self.samples = shortened(event.device), str(event.training_samples)
+        elif isinstance(event, RoundReport):
+            self._shares[event.round] = event.accuracy_personal
+            if self.last is None or event.round >= self.last.round:
+                self.last = event
+                self.common = self.common if event.accuracy_global is None else event.accuracy_global
+        self.done = isinstance(event, Finished)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were played."""
+        return len(self._shares)
+
+    @property
+    def personal(self) -> list[float]:
+        """Personal accuracies of the rounds after which it was evaluated, in order."""
+        return [share for _, share in sorted(self._shares.items()) if share is not None]
+
+    @property
+    def density(self) -> str:
+        """Density by layer."""
+        return shortened(" ".join(f"{k:.2g}" for k in self.last.density[:MOST_LAYERS]), 60) if self.last else ""
+
+
+def where_unlike(values: Iterable[str]) -> list[str]:
+    """Return a column of texts, all of them empty where none differs."""
+    column = list(values)
+    return column if len(set(column)) > 1 else [""] * len(column)
+
+
+def peer_table(folder: RunFolder, summary: Summary) -> Fitted:
+    """Show a run peer by peer; columns that would be empty, or alike for all devices, are left out."""
+    events = folder.events()
+    peers = summary.peers
+    rows = [Row(events[peer.id]) for peer in peers]
+    refused: Counter[str] = Counter()
+    for peer in peers:
+        refused.update(peer.refused)
+    return Fitted(
+        f"{folder.path}: {summary.rounds} rounds",
+        {
+            "peer": [str(peer.id) for peer in peers],
+            "device": where_unlike(row.device for row in rows),
+            "density": where_unlike(row.density for row in rows),
+            "samples": [row.samples for row in rows],
+            "personal": [percent(peer.accuracy_personal) for peer in peers],
+            "by round": [Text(spark(row.personal), style="green") for row in rows],
+            "global": [percent(peer.accuracy_global) for peer in peers],
+            "payload": [amount(peer.payload_bytes_sent) for peer in peers],
+            "messages": [amount(peer.message_bytes_sent) for peer in peers],
+            "link": [amount(peer.link_bytes_sent) for peer in peers],
+            "missing": [str(peer.missing or "") for peer in peers],
+            "refused": [str(sum(peer.refused.values()) or "") for peer in peers],
+            "ticket": [(peer.mask_digest or "–")[:6] for peer in peers],
+        },
+        spare=("ticket", "density", "samples", "by round", "link", "payload", "global", "device"),
+        note="refused: " + ", ".join(f"{reason} {count}" for reason, count in refused.most_common(MOST_REASONS))
+        if refused
+        else "",
+    )
+
+
+def totals(summary: Summary) -> Table:
+    """Show a run's totals, the three byte figures among them."""
+    table = new_table("totals", "figure", "value")
+    dense, first = 4 * summary.masked_weights, summary.seconds_to_first_round
+    rows = {
+        "personal accuracy, mean": percent(summary.accuracy_personal),
+        "global accuracy, mean": percent(summary.accuracy_global),
+        "seconds": f"{summary.seconds:.1f}",
+        "seconds to the first round": "–" if first is None else f"{first:.1f}",
+        "masked weights x directed edges": f"{summary.masked_weights:,} x {summary.directed_edges}",
+        "payload bytes sent (encoded masks)": thousands(summary.payload_bytes_sent),
+        "message bytes sent (and headers, hellos)": thousands(summary.message_bytes_sent),
+        "link bytes sent (what TCP carried)": thousands(summary.link_bytes_sent),
+        "bits per weight, edge and round": f"{summary.bits_per_weight_per_round or 0:.4f} (dense float32: 32)",
+        "one dense float32 exchange, all edges": amount(dense * summary.directed_edges),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def phase_table(folder: RunFolder) -> Fitted:
+    """Show where the time went, mean seconds a round."""
+    rounds = {peer: played for peer, events in folder.events().items() if (played := rounds_of(events))}
+    names = ("compute", "encode", "wait", "decode", "fine_tune", "evaluate")
+    means = {
+        name.replace("_", "-"): [
+            f"{sum(getattr(event.seconds, name) for event in played) / len(played):.4f}" for played in rounds.values()
+        ]
+        for name in names
+    }
+    memory = [amount(played[-1].memory_bytes) for played in rounds.values()]
+    columns = {"peer": [str(peer) for peer in rounds], **means, "memory": memory}
+    return Fitted("seconds a round", columns, spare=("memory", "evaluate"))
+
+
+def edge_table(folder: RunFolder) -> Table:
+    """Show the bytes of every directed edge, of 10,000 at most."""
+    table = new_table("bytes by edge", "edge", "payload", "messages", "link")
+    for peer, events in folder.events().items():
+        sums: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        for event in events:
+            for neighbour, link in event.links.items():
+                sums[neighbour].update(payload=link.payload_sent, messages=link.message_sent, link=link.link_sent or 0)
+        for neighbour, total in sorted(sums.items())[: max(0, MOST_EDGES - table.row_count)]:
+            cells = (thousands(total[column]) for column in ("payload", "messages", "link"))
+            table.add_row(f"{peer} → {neighbour}", *cells)
+    return table

@@ -15,6 +15,7 @@ from dslth.errors import OutputError
 from dslth.show import timeline
 from dslth.show.tables import Fitted
 from dslth.show.timeline import Mark
+from dslth.show.words import percent
 
 __all__ = ["Drawing", "drawing", "parts", "plot", "write"]
 
@@ -60,8 +61,8 @@ def parts(drawn: Drawing, runs: Sequence[Figures], deadline: float) -> list[Rend
 
 def _rows(run: Figures) -> dict[str, str]:
     return {
-        "mean personal accuracy": _percent(run.accuracy_personal),
-        "worst personal accuracy": _percent(run.accuracy_worst),
+        "mean personal accuracy": percent(run.accuracy_personal),
+        "worst personal accuracy": percent(run.accuracy_worst),
         "seconds": f"{run.seconds:.1f}",
         "rounds of the slowest peer": str(min(run.rounds_completed.values())),
         "longest wait of a round, seconds": f"{max(run.longest_wait.values()):.2f}",
@@ -77,10 +78,6 @@ def _table(runs: Sequence[Figures], deadline: float) -> Fitted:
     columns: dict[str, Sequence[str]] = {"figure": list(cells[0])}
     columns |= {run.name: list(row.values()) for run, row in zip(runs, cells, strict=True)}
     return Fitted(f"undisturbed and disturbed; the deadline is {deadline:g} s", columns)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def write(folder: Path, record: Mapping[str, Any], runs: Sequence[Figures]) -> None:

@@ -1,0 +1,55 @@
+"""How figures are written for people."""
+
+from collections.abc import Sequence
+
+from dslth.run.summary import Summary
+
+__all__ = ["amount", "decimal", "percent", "some", "spark", "thousands", "unlike"]
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def amount(n: float | None) -> str:
+    """Write a number of bytes for people: ``13.2 kB``."""
+    if n is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000 or unit == "GB":
+            return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def decimal(loss: float) -> str:
+    """Write a loss, which may be huge or no number, in few characters."""
+    return f"{loss:.3f}" if abs(loss) < 1e6 else f"{loss:.3g}"
+
+
+def thousands(n: int | None) -> str:
+    """Write a count in full: ``13,204``."""
+    return "–" if n is None else f"{n:,}"
+
+
+def percent(share: float | None) -> str:
+    """Write a share in 0 .. 1: ``97.6 %``."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def spark(values: Sequence[float], width: int = 9) -> str:
+    """Draw shares in 0 .. 1 as a row of bars, the last one at the right."""
+    step = max(1, len(values) / width)
+    points = [values[min(len(values) - 1, int((i + 1) * step) - 1)] for i in range(min(width, len(values)))]
+    return "".join(BARS[min(7, int(8 * value))] if 0 <= value <= 1 else "?" for value in points)
+
+
+def some(peers: Sequence[int]) -> str:
+    """Name up to three peers, or say how many there are."""
+    return ", ".join(map(str, peers)) if len(peers) <= 3 else f"{len(peers)} peers"
+
+
+def unlike(summary: Summary) -> str:
+    """Say in a line that a run's peers computed with unlike processors; an empty text where they did not."""
+    if len(summary.processors) < 2:
+        return ""
+    who = "; ".join(f"{name}: {some(peers)}" for name, peers in summary.processors.items())
+    return f"peers ran on unlike processors ({who}): their masks are not bit for bit those of a run on like ones"
