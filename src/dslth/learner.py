@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,9 +14,10 @@ from dslth.coding.codecs import Forecast
 from dslth.config import DeviceConfig, ExperimentConfig
 from dslth.learning import data, models, partition, supermask
 from dslth.masks import BitMask
+from dslth.run.events import Accuracies
 from dslth.seeds import Stream
 
-__all__ = ["Accuracies", "Learner", "Samples", "processor"]
+__all__ = ["Learner", "Samples", "processor"]
 
 EVALUATION_BATCH = 250
 
@@ -25,14 +25,6 @@ EVALUATION_BATCH = 250
 def processor() -> str:
     """Return what torch computes with, as in ``AVX2``; with another one, sums differ in their last bits."""
     return str(torch.backends.cpu.get_cpu_capability())
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """Shares of test samples that are classified right: the peer's own distribution, and all classes alike."""
-
-    personal: float
-    common: float
 
 
 class Samples:

@@ -14,7 +14,7 @@ from dslth.exchange.ledger import Ledger
 from dslth.exchange.neighbours import Neighbours
 from dslth.exchange.protocol import Place
 from dslth.exchange.streams import MaskCoding
-from dslth.learner import Learner
+from dslth.learner import Learner, processor
 from dslth.masks import BitMask
 from dslth.run import tickets
 from dslth.run.checkpoint import Checkpoint, Checkpoints
@@ -71,7 +71,7 @@ class Peer:
             self._neighbours.join(resumed=resumed)
         if not self._stop.is_set():
             samples, device = self._learner.training_samples, self._device.device
-            self._ledger.joined(self._experiment.model.name, self._learner.sizes, samples, device)
+            self._ledger.joined(self._experiment.model.name, self._learner.sizes, samples, device, processor())
         while exchange.round < rounds and not self._stop.is_set():
             exchange.catch_up()
             if self._play(exchange.round):

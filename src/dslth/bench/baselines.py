@@ -25,9 +25,9 @@ import psutil
 from dslth.bench.methods import METHODS, Method
 from dslth.config import ExperimentConfig, RunConfig
 from dslth.errors import JoinError
-from dslth.learner import Accuracies, processor
+from dslth.learner import processor
 from dslth.run import sinks
-from dslth.run.events import Event, Finished, Joined, LinkStats, RoundReport, Seconds
+from dslth.run.events import Accuracies, Event, Finished, Joined, LinkStats, RoundReport, Seconds
 from dslth.run.folder import RunFolder
 from dslth.topology import Topology
 from dslth.transport import Delivery, Transport

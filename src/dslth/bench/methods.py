@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dslth.config import ExperimentConfig, RunConfig
-from dslth.learner import Accuracies, Samples
+from dslth.learner import Samples
 from dslth.learning import data, models, supermask
+from dslth.run.events import Accuracies
 from dslth.seeds import Stream
 from dslth.topology import Topology
 

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
-from dslth.learner import Accuracies, processor
 from dslth.masks import BitMask
-from dslth.run.events import Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
+from dslth.run.events import Accuracies, Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
 from dslth.run.sinks import Sink
 from dslth.transport import Transport
 from dslth.wire import Frames, Refusal
@@ -90,7 +89,7 @@ class Ledger:
 
     # --- reporting --------------------------------------------------------------------------------------------------
 
-    def joined(self, model: str, sizes: tuple[int, ...], training_samples: int, device: str) -> None:
+    def joined(self, model: str, sizes: tuple[int, ...], training_samples: int, device: str, processor: str) -> None:
         """Report that the peer has met its neighbours, and begin to count its first round."""
         self._spent = {}
         self._emit(
@@ -102,7 +101,7 @@ class Ledger:
                 sizes=sizes,
                 training_samples=training_samples,
                 device=device,
-                processor=processor(),
+                processor=processor,
                 links=self._links(),
             )
         )

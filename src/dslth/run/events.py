@@ -5,13 +5,25 @@ and made visible.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from dslth.terminal import visible
 
-__all__ = ["Event", "Finished", "Happening", "Joined", "LinkStats", "Noticed", "RoundReport", "Seconds", "parse"]
+__all__ = [
+    "Accuracies",
+    "Event",
+    "Finished",
+    "Happening",
+    "Joined",
+    "LinkStats",
+    "Noticed",
+    "RoundReport",
+    "Seconds",
+    "parse",
+]
 
 Happening = Literal[
     "lost", "back", "left", "moved", "resumed", "skipped", "unsaved", "diverged", "died", "restarted", "gave-up"
@@ -87,6 +99,14 @@ class Seconds(_Record):
     decode: Duration = 0.0
     fine_tune: Duration = 0.0
     evaluate: Duration = 0.0
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Shares of test samples that are classified right: the peer's own distribution, and all classes alike."""
+
+    personal: float
+    common: float
 
 
 Links = Annotated[Mapping[Count, LinkStats], Field(max_length=MANY)]
