@@ -3,7 +3,8 @@
 import numpy as np
 
 from dslth import wire
-from dslth.coding.codecs import Forecast, History
+from dslth.coding.forecast import Forecast
+from dslth.coding.history import History
 from dslth.wire import Kind
 
 SIZES = (24, 13)

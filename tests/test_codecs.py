@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 from dslth import config
 from dslth.coding import codecs
-from dslth.coding.codecs import BY_ID, BY_NAME, Decoder, Encoder, Forecast, History, encode
+from dslth.coding.codecs import BY_ID, BY_NAME, encode
+from dslth.coding.forecast import GROUPS, Forecast
+from dslth.coding.history import History
+from dslth.coding.rangecoder import ONE, Decoder, Encoder
 from dslth.learner import Learner
 from dslth.masks import BitMask, packed_size
 
@@ -116,7 +119,7 @@ def test_a_forecast_keeps_the_largest_scores_and_splits_every_weight_into_a_grou
     assert forecast.flipped(mask, places) == other
     assert forecast.bounds[-1] == sum(sizes)
     for layer, m in enumerate(magnitudes):  # within a layer, near ones before far ones
-        low, high = forecast.bounds[codecs.GROUPS * layer], forecast.bounds[codecs.GROUPS * (layer + 1)]
+        low, high = forecast.bounds[GROUPS * layer], forecast.bounds[GROUPS * (layer + 1)]
         assert high - low == len(m)
 
 
@@ -171,10 +174,10 @@ def test_context_finds_the_weights_that_flip_again_and_again():
     assert context < 0.6 * delta
 
 
-@given(seeds, st.integers(1, 5000), st.integers(1, codecs.ONE - 1))
+@given(seeds, st.integers(1, 5000), st.integers(1, ONE - 1))
 def test_rare_positions_come_back(seed, n, p):
     rng = np.random.default_rng(seed)
-    positions = np.flatnonzero(rng.random(n) < p / codecs.ONE)
+    positions = np.flatnonzero(rng.random(n) < p / ONE)
     coder = Encoder()
     coder.rare(positions, n, p)
     coder.number(seed % 1000, 1000)
@@ -196,8 +199,8 @@ def test_numbers_of_any_range_come_back(size, data):
 def test_crowded_blocks_come_back():
     positions = np.arange(3000)
     coder = Encoder()
-    coder.rare(positions, 5000, codecs.ONE // 10_000)
-    assert np.array_equal(Decoder(coder.finish()).rare(5000, codecs.ONE // 10_000), positions)
+    coder.rare(positions, 5000, ONE // 10_000)
+    assert np.array_equal(Decoder(coder.finish()).rare(5000, ONE // 10_000), positions)
 
 
 def test_payloads_do_not_depend_on_anything_but_masks():

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dslth import wire
-from dslth.coding.codecs import BITPACK, Forecast, History
+from dslth.coding.codecs import BITPACK
+from dslth.coding.forecast import Forecast
+from dslth.coding.history import History
 from dslth.masks import BitMask, packed_size
 from dslth.wire import Kind, Refusal, Refused
 

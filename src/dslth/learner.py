@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dslth import algorithm
-from dslth.coding.codecs import Forecast
+from dslth.coding.forecast import Forecast
 from dslth.config import DeviceConfig, ExperimentConfig
 from dslth.learning import data, models, partition, supermask
 from dslth.masks import BitMask

@@ -39,7 +39,8 @@ from zlib import crc32
 
 import msgpack
 
-from dslth.coding.codecs import BY_ID, History
+from dslth.coding.codecs import BY_ID
+from dslth.coding.history import History
 from dslth.config import full_address
 from dslth.masks import BitMask, packed_size
 

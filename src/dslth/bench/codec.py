@@ -13,7 +13,8 @@ import numpy as np
 from bitarray.util import sc_encode
 
 from dslth.coding import codecs
-from dslth.coding.codecs import Forecast, History
+from dslth.coding.forecast import Forecast
+from dslth.coding.history import History
 from dslth.errors import OutputError
 from dslth.masks import BitMask
 from dslth.show.tables import Fitted

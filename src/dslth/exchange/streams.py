@@ -13,7 +13,8 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from dslth import wire
 from dslth.coding import codecs
-from dslth.coding.codecs import Forecast, History
+from dslth.coding.forecast import Forecast
+from dslth.coding.history import History
 from dslth.masks import BitMask
 from dslth.wire import Frames, Header, Hello, Refusal, Refused
 
