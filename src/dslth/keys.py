@@ -18,7 +18,7 @@ from pathlib import Path
 import zmq
 import zmq.auth
 
-from dslth.config import NetworkConfig
+from dslth.config import NetworkConfig, Security
 from dslth.errors import SecurityError
 
 __all__ = ["Keys", "choose", "ensure", "is_loopback", "load", "make", "needed", "restore", "wait_for"]
@@ -167,7 +167,9 @@ def is_loopback(address: str) -> bool:
 
 def needed(network: NetworkConfig, addresses: Iterable[str]) -> bool:
     """Return whether a peer that listens and connects at these addresses needs keys."""
-    return network.security == "curve" or (network.security == "auto" and not all(map(is_loopback, addresses)))
+    if network.security == Security.AUTO:
+        return not all(map(is_loopback, addresses))
+    return network.security == Security.CURVE
 
 
 def choose(

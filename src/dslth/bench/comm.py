@@ -25,7 +25,7 @@ from dslth.bench.baselines import Baseline, before_exchange
 from dslth.bench.entropy import ORDERS, mask_bits
 from dslth.bench.methods import METHODS, RATES
 from dslth.coding import codecs
-from dslth.config import RunConfig
+from dslth.config import CodecName, RunConfig
 from dslth.engines.launcher import run_local, run_one
 from dslth.errors import ConfigError
 from dslth.learner import Learner
@@ -80,7 +80,7 @@ class Row:
     name: str
     what: str
     be: Callable[..., Finished]
-    codec: str | None = None
+    codec: CodecName | None = None
     algorithm: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, run: RunConfig) -> RunConfig:
@@ -90,8 +90,9 @@ class Row:
         return run.model_copy(update={"network": None, "experiment": run.experiment.model_copy(update=changes)})
 
 
+_CODECS = (*(codec.name for codec in codecs.BY_ID.values()), CodecName.AUTO)
 _ROWS = (
-    *(Row(f"mce-{codec}", f"MCE-PL, codec {codec}", recorded, codec=codec) for codec in (*codecs.BY_NAME, codecs.AUTO)),
+    *(Row(f"mce-{name}", f"MCE-PL, codec {name}", recorded, codec=name) for name in _CODECS),
     Row("mce-alone", "MCE-PL without exchange", run_one, algorithm={"exchange": False}),
     Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(recorded, lift=False)),
     Row("mce-no-tune", "MCE-PL without fine-tuning", recorded, algorithm={"fine_tune_lr": 0.0}),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dslth.config import ExperimentConfig, RunConfig
+from dslth.config import ExperimentConfig, Init, RunConfig
 from dslth.learner import Samples
 from dslth.learning import data, models, supermask
 from dslth.run.events import Accuracies
@@ -40,7 +40,7 @@ class _Net:
 
     def __init__(self, experiment: ExperimentConfig, classes: int) -> None:
         self._module = models.build(experiment.model, data.SHAPES[experiment.data.name], classes)
-        frozen = supermask.freeze(self._module, experiment.seed, "default", experiment.algorithm.density)
+        frozen = supermask.freeze(self._module, experiment.seed, Init.DEFAULT, experiment.algorithm.density)
         parameters = dict(self._module.named_parameters())
         self.masked_sizes = frozen.sizes
         self.shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}

@@ -9,7 +9,7 @@ import typer
 from dslth import config, keys
 from dslth.cli import options
 from dslth.cli.options import DebugOption
-from dslth.config import NetworkConfig, RunConfig
+from dslth.config import NetworkConfig, RunConfig, Security
 from dslth.show.console import err
 from dslth.topology import Topology
 
@@ -73,7 +73,7 @@ def checked(settings: RunConfig, graph: Topology, *, insecure: bool) -> RunConfi
     if network is None:  # they will be at free ports of the loopback device
         return settings
     if insecure:
-        network = network.model_copy(update={"security": "none"})
+        network = network.model_copy(update={"security": Security.NONE})
     _warn(network, [network.address(peer) for peer in range(graph.peers)])
     for peer in range(graph.peers):
         keys.choose(peer, network, graph.neighbours(peer), network.address(peer))
@@ -92,17 +92,17 @@ def secured(
     network = settings.network or NetworkConfig()
     network = network.model_copy(
         update={
-            "security": "none" if insecure else "curve" if folder is not None else network.security,
+            "security": Security.NONE if insecure else Security.CURVE if folder is not None else network.security,
             "keys": str(folder or network.keys or config.keys_folder(topology_file)),
         }
     )
     _warn(network, addresses)
-    security = "curve" if keys.needed(network, addresses) else "none"
+    security = Security.CURVE if keys.needed(network, addresses) else Security.NONE
     return settings.model_copy(update={"network": network.model_copy(update={"security": security})})
 
 
 def _warn(network: NetworkConfig, addresses: Sequence[str]) -> None:
-    if network.security == "none" and not all(map(keys.is_loopback, addresses)):
+    if network.security == Security.NONE and not all(map(keys.is_loopback, addresses)):
         err.print(
             "warning: no keys: masks travel in clear, and anybody who can connect can speak as a peer",
             soft_wrap=True,

@@ -9,7 +9,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +37,7 @@ from dslth.cli.options import (
     SeedOption,
     TopologyOption,
 )
+from dslth.config import EngineName, Restart, TransportName
 from dslth.deploy import place, reports
 from dslth.deploy.collector import Collector
 from dslth.engines import launcher, ray
@@ -71,13 +71,6 @@ deploy_cli.register(app)
 peer_app = typer.Typer(name="dslth-peer", **options.STYLE)
 
 
-class RestartName(StrEnum):
-    """When a peer is started again."""
-
-    NEVER = "never"
-    ON_FAILURE = "on-failure"
-
-
 FaultsOption = Annotated[
     str | None,
     typer.Option(
@@ -85,20 +78,6 @@ FaultsOption = Annotated[
         help="Let what peers send suffer, as in drop=0.1,delay=50ms,duplicate=0.05,reorder=0.1,corrupt=0.01.",
     ),
 ]
-
-
-class EngineName(StrEnum):
-    """Who runs the peers."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
-class TransportName(StrEnum):
-    """How masks travel."""
-
-    ZEROMQ = "zeromq"
-    MEMORY = "memory"
 
 
 def main() -> None:
@@ -207,9 +186,7 @@ def run(
             metavar="RUN", help="Go on with a run that was stopped, as it was started, from its folder's checkpoints."
         ),
     ] = None,
-    restart: Annotated[
-        RestartName, typer.Option(help="What to do with a peer whose process dies.")
-    ] = RestartName.ON_FAILURE,
+    restart: Annotated[Restart, typer.Option(help="What to do with a peer whose process dies.")] = Restart.ON_FAILURE,
     orphans: Annotated[
         bool, typer.Option("--orphans/--no-orphans", help="Whether peers learn on when this command is killed.")
     ] = True,
@@ -235,10 +212,10 @@ def run(
     if resume is not None and not (resume / "topology.yaml").is_file():
         raise MissingFileError(f"--resume {resume}: no run folder, it has no topology.yaml")
     typed = Launch(
-        transport=transport.value,
-        engine=engine.value,
+        transport=transport,
+        engine=engine,
         address=address,
-        restart=restart.value,
+        restart=restart,
         orphans=orphans,
         curve=curve,
         insecure=insecure,
@@ -247,7 +224,7 @@ def run(
     )
     launch = typed if resume is None else _as_before(context, typed, RunFolder(resume).launch())
     befall = faulty.parse(launch.faults) if launch.faults is not None else None
-    on_ray, in_memory = launch.engine == "ray", launch.transport == "memory"
+    on_ray, in_memory = launch.engine == EngineName.RAY, launch.transport == TransportName.MEMORY
     if (launch.curve and launch.insecure) or ((launch.curve or on_ray) and in_memory):
         raise typer.BadParameter("--curve and --engine ray are for sockets, and --curve not together with --insecure")
     file = str(resume / "topology.yaml") if resume is not None else str(topology_file)
@@ -286,7 +263,7 @@ def run(
                 transport=launch.transport,
                 join_timeout=launch.join_timeout,
                 watch=watch,
-                restart=launch.restart == "on-failure",
+                restart=launch.restart == Restart.ON_FAILURE,
                 orphans=launch.orphans,
                 be=partial(launcher.run_one, faults=befall),
                 make_workers=partial(ray.RayWorkers, cluster=launch.address) if on_ray else None,

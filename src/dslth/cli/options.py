@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from dslth import config, topology
-from dslth.config import RunConfig
+from dslth.config import CodecName, Preset, RunConfig
 from dslth.engines import launcher
 from dslth.errors import MissingFileError, OutputError
 from dslth.run.folder import RunFolder
@@ -49,23 +48,6 @@ STYLE: dict[str, Any] = {
 """How every Typer application is made."""
 
 
-class PresetName(StrEnum):
-    """Named settings."""
-
-    SIGNED = "signed"
-    MCE_PL = "mce-pl"
-
-
-class CodecName(StrEnum):
-    """How masks are coded."""
-
-    AUTO = "auto"
-    BITPACK = "bitpack"
-    RANGE = "range"
-    DELTA = "delta"
-    CONTEXT = "context"
-
-
 TopologyOption = Annotated[
     str,
     typer.Option("--topology", "-t", metavar="FILE", help="Topology file: a path, or a name that comes with dslth."),
@@ -82,7 +64,7 @@ PartitionOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Counts table in place of the file's partition: rows peers, columns classes."),
 ]
-PresetOption = Annotated[PresetName | None, typer.Option(help="Settings that the file's are laid on.")]
+PresetOption = Annotated[Preset | None, typer.Option(help="Settings that the file's are laid on.")]
 CodecOption = Annotated[CodecName | None, typer.Option(help="How masks are coded.")]
 NoExchangeOption = Annotated[bool, typer.Option("--no-exchange", help="Every peer learns alone, for comparison.")]
 DataDirOption = Annotated[
@@ -112,11 +94,7 @@ def read(
 ) -> tuple[RunConfig, Topology]:
     """Read the topology file with the command line's wishes laid on it, and make its graph; raises DslthError."""
     experiment: dict[str, Any] = {"rounds": rounds, "seed": seed, "preset": preset, "codec": codec}
-    experiment = {
-        key: str(value) if isinstance(value, StrEnum) else value
-        for key, value in experiment.items()
-        if value is not None
-    }
+    experiment = {key: value for key, value in experiment.items() if value is not None}
     if partition is not None:
         experiment.setdefault("data", {})["partition"] = {"kind": "counts", "table": config.read_counts(partition)}
     if data_dir is not None:

@@ -18,6 +18,7 @@ from dslth.cli.options import (
     SeedOption,
     TopologyOption,
 )
+from dslth.config import Mode, Security
 from dslth.errors import ConfigError, DslthError
 from dslth.run.folder import RunFolder
 from dslth.show.console import err, out
@@ -25,11 +26,11 @@ from dslth.show.console import err, out
 __all__ = ["register"]
 
 
-class Security(StrEnum):
+class Keys(StrEnum):
     """Whether the peers of a run have keys."""
 
-    NONE = "none"
-    CURVE = "curve"
+    NONE = Security.NONE
+    CURVE = Security.CURVE
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +56,7 @@ def chaos(
     the deadline, does not come back, or where mean personal accuracy is more than a point below the undisturbed run's.
     """
     settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
-    if settings.experiment.mode != "sync" or settings.experiment.deadline == "none":
+    if settings.experiment.mode != Mode.SYNC or settings.experiment.deadline == "none":
         raise ConfigError(f"chaos wants mode sync and a deadline in seconds; change {topology_file}")
     options.look_at_data(settings, graph)
 
@@ -105,7 +106,7 @@ def resume(
     Peers wait for each other without a deadline. Writes resume.json; ends with 1 where a mask differs.
     """
     settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
-    experiment = settings.experiment.model_copy(update={"mode": "sync", "deadline": "none"})
+    experiment = settings.experiment.model_copy(update={"mode": Mode.SYNC, "deadline": "none"})
     settings = settings.model_copy(update={"experiment": experiment})
     if not experiment.checkpoint_every:
         raise ConfigError("without checkpoints nothing is resumed; set experiment.checkpoint_every")
@@ -173,9 +174,7 @@ def fuzz(
     ] = 100_000,
     connections: Annotated[int, typer.Option(min=0, help="Connections of raw bytes to open before them.")] = 1000,
     seconds: Annotated[float, typer.Option(min=0, help="How long to attack runs, in all; 0: not at all.")] = 600,
-    security: Annotated[
-        list[Security] | None, typer.Option(help="Attack runs with this security [default: both].")
-    ] = None,
+    security: Annotated[list[Keys] | None, typer.Option(help="Attack runs with this security [default: both].")] = None,
     attack: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Attack in this way [default: all].")] = None,
     seed: SeedOption = None,
     data_dir: DataDirOption = None,
@@ -207,7 +206,7 @@ def fuzz(
         found = measured.fuzz(settings, graph, folder, messages, connections)
         record["garbage"], conditions = found.record(), found.conditions()
         _unless(as_json, str(found))
-    kinds = [kind.value for kind in security or Security] if seconds else []
+    kinds = [Security(kind) for kind in security or Keys] if seconds else []
     for kind in kinds:
         with options.orderly():
             siege = sieges.siege(settings, folder, kind, seconds / len(kinds), names, _say)

@@ -17,9 +17,10 @@ import numpy as np
 
 from dslth.coding.history import History
 from dslth.coding.rangecoder import ONE, Decoder, Encoder
+from dslth.config import CodecName
 from dslth.masks import BitMask
 
-__all__ = ["AUTO", "BITPACK", "BY_ID", "BY_NAME", "CONTEXT", "DELTA", "RANGE", "Codec", "encode"]
+__all__ = ["BITPACK", "BY_ID", "BY_NAME", "CONTEXT", "DELTA", "RANGE", "Codec", "encode"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Codec:
     """
 
     wire_id: int
-    name: str
+    name: CodecName
     builds_on: bool
     encode: Callable[[BitMask, History], bytes]
     decode: Callable[[bytes, History], BitMask]
@@ -111,15 +112,14 @@ def _context_decode(payload: bytes, history: History) -> BitMask:
     return history.forecast.flipped(history.mask, np.concatenate(flips))
 
 
-BITPACK = Codec(0, "bitpack", False, _bitpack_encode, _bitpack_decode)
-RANGE = Codec(1, "range", False, _range_encode, _range_decode)
-DELTA = Codec(2, "delta", True, _delta_encode, _delta_decode)
-CONTEXT = Codec(3, "context", True, _context_encode, _context_decode)
+BITPACK = Codec(0, CodecName.BITPACK, False, _bitpack_encode, _bitpack_decode)
+RANGE = Codec(1, CodecName.RANGE, False, _range_encode, _range_decode)
+DELTA = Codec(2, CodecName.DELTA, True, _delta_encode, _delta_decode)
+CONTEXT = Codec(3, CodecName.CONTEXT, True, _context_encode, _context_decode)
 _CODECS = (BITPACK, RANGE, DELTA, CONTEXT)
-AUTO = "auto"
 
 BY_ID = {codec.wire_id: codec for codec in _CODECS}
-BY_NAME = {codec.name: codec for codec in _CODECS}
+BY_NAME: dict[str, Codec] = {codec.name: codec for codec in _CODECS}
 if not len(BY_ID) == len(BY_NAME) == len(_CODECS):
     raise AssertionError("two codecs share a wire id or a name")
 if any(a.wire_id >= b.wire_id for a, b in pairwise(_CODECS)):
@@ -131,7 +131,7 @@ def encode(mask: BitMask, history: History, name: str) -> tuple[Codec, bytes]:
 
     ``auto`` never sends more than ``bitpack`` would.
     """
-    if name != AUTO:
+    if name != CodecName.AUTO:
         return BY_NAME[name], BY_NAME[name].encode(mask, history)
     usable = [codec for codec in _CODECS if codec.builds_on or history.depth == 0 or codec is BITPACK]
     coded = [(codec, codec.encode(mask, history)) for codec in usable]

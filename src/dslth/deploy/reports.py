@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dslth import keys as key_files
-from dslth.config import NetworkConfig
+from dslth.config import NetworkConfig, Security
 from dslth.engines.inbox import Reporter
 from dslth.keys import Keys
 from dslth.run.events import Event
@@ -24,7 +24,7 @@ def collector_keys(
 
     ``make``: its own pair is made if need be, and the peers' public keys are waited for, up to ``patience`` seconds.
     """
-    if network is None or network.security != "curve":
+    if network is None or network.security != Security.CURVE:
         return None
     folder = Path(network.keys or "")
     if make:
@@ -44,7 +44,7 @@ def sending(
     if address is None:
         yield lambda event: None
         return
-    curve = network is not None and network.security == "curve"
+    curve = network is not None and network.security == Security.CURVE
     mine = key_files.load(Path(network.keys or ""), peer, [peers]) if network and curve else None
     reporter = Reporter(address, mine, collector=peers)
     try:

@@ -16,7 +16,7 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any
 
-from dslth.config import NetworkConfig, RunConfig
+from dslth.config import NetworkConfig, RunConfig, Security
 from dslth.engines.launcher import Failure, Settings
 from dslth.errors import ConfigError, DslthError, PeerFailedError
 from dslth.run.events import Event
@@ -100,7 +100,7 @@ class _Peer:
 
 def placed(run: RunConfig, *, insecure: bool) -> RunConfig:
     """Leave a run's addresses to Ray; peers talk under the keys in the run folder, or in clear if ``insecure``."""
-    return run.model_copy(update={"network": NetworkConfig(security="none") if insecure else None})
+    return run.model_copy(update={"network": NetworkConfig(security=Security.NONE) if insecure else None})
 
 
 class RayWorkers:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dslth import config, files
+from dslth.config import DataName
 from dslth.errors import DataError
 from dslth.learning.pickled import read_batch
 
@@ -28,7 +28,12 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {
+    DataName.DIGITS: (1, 8, 8),
+    DataName.MNIST: (1, 28, 28),
+    DataName.FASHION_MNIST: (1, 28, 28),
+    DataName.CIFAR10: (3, 32, 32),
+}
 """Channels, height and width of each data set's images."""
 
 CLASSES = 10
@@ -75,7 +80,7 @@ def _idx_files(base: str, md5s: tuple[str, str, str, str]) -> tuple[Remote, ...]
 
 
 IDX_FILES = {
-    "mnist": _idx_files(
+    DataName.MNIST: _idx_files(
         "https://ossci-datasets.s3.amazonaws.com/mnist",
         (
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -84,7 +89,7 @@ IDX_FILES = {
             "ec29112dd5afa0611ce80d1b7f02629c",
         ),
     ),
-    "fashion-mnist": _idx_files(
+    DataName.FASHION_MNIST: _idx_files(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
         (
             "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -106,10 +111,10 @@ def load(settings: config.DataConfig, progress: Progress | None = None) -> Datas
 
     Raises DataError.
     """
-    if settings.name == "digits":
+    if settings.name == DataName.DIGITS:
         return _digits()
     folder = config.data_folder(settings)
-    if settings.name == "cifar10":
+    if settings.name == DataName.CIFAR10:
         return _cifar10(folder, progress)
     return _idx(settings.name, folder, progress)
 
@@ -136,7 +141,7 @@ def _digits() -> Dataset:
 # --- MNIST, Fashion-MNIST -------------------------------------------------------------------------------------------
 
 
-def _idx(name: Literal["mnist", "fashion-mnist"], folder: Path, progress: Progress | None) -> Dataset:
+def _idx(name: DataName, folder: Path, progress: Progress | None) -> Dataset:
     files = IDX_FILES[name]
     places = [folder, folder / name, DEBIAN / name]
     home = next((place for place in places if all(_variant(place, file.name) for file in files)), None)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dslth.config import ModelConfig
+from dslth.config import ModelConfig, ModelName, Norm
 
 __all__ = ["LocalResponseNorm", "build"]
 
@@ -29,7 +29,7 @@ class LocalResponseNorm(nn.Module):
 
 
 def _norm(config: ModelConfig, channels: int, alpha: float) -> nn.Module:
-    if config.norm == "local-response":
+    if config.norm == Norm.LOCAL_RESPONSE:
         return LocalResponseNorm(alpha)
     return nn.GroupNorm(channels // 8, channels, affine=False)
 
@@ -40,7 +40,7 @@ def _convolution(
     """Build a convolution with its norm, ELU and pooling; group norm comes before the ELU, response norm after."""
     convolution = nn.Conv2d(channels, width, kernel, padding=1, bias=False)
     norm = _norm(config, width, alpha)
-    activated = [norm, nn.ELU()] if config.norm == "group" else [nn.ELU(), norm]
+    activated = [norm, nn.ELU()] if config.norm == Norm.GROUP else [nn.ELU(), norm]
     return [convolution, *activated, pool]
 
 
@@ -96,6 +96,6 @@ def build(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.
 
     Output: logits (n, classes). With ``output_elu`` the last layer passes an ELU, as in the authors' code.
     """
-    make = {"mlp": _mlp, "cnn": _cnn, "resnet8": _resnet8}[config.name]
+    make = {ModelName.MLP: _mlp, ModelName.CNN: _cnn, ModelName.RESNET8: _resnet8}[config.name]
     layers = make(config, shape, classes)
     return nn.Sequential(*layers, *([nn.ELU()] if config.output_elu else []))

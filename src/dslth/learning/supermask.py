@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dslth import config
+from dslth.config import Init
 from dslth.errors import ConfigError
 from dslth.seeds import Stream
 
@@ -46,7 +47,7 @@ class FrozenNet:
         return tuple(weight.numel() for weight in self.weights)
 
 
-def freeze(module: nn.Module, seed: int, init: Literal["default", "signed"], density: config.Density) -> FrozenNet:
+def freeze(module: nn.Module, seed: int, init: Init, density: config.Density) -> FrozenNet:
     """Draw a module's weights and biases from the run's seed alone, the same on any machine, and freeze them.
 
     ``default``: uniform in +-1/sqrt(fan_in), torch's own initialisation. ``signed``: +-sqrt(2 / (fan_in * k)), the
@@ -60,11 +61,11 @@ def freeze(module: nn.Module, seed: int, init: Literal["default", "signed"], den
         fan_in = prod(shape[1:])
         uniform = 2 * Stream(seed, "weights", number).uniform(*shape) - 1
         sign = np.where(uniform < 0, -1.0, 1.0)
-        weight = sign * sqrt(2 / (fan_in * k)) if init == "signed" else uniform / sqrt(fan_in)
+        weight = sign * sqrt(2 / (fan_in * k)) if init == Init.SIGNED else uniform / sqrt(fan_in)
         layer.weight.data = torch.from_numpy(weight.astype(np.float32))
         if layer.bias is not None:
             bias = (2 * Stream(seed, "bias", number).uniform(shape[0]) - 1) / np.float32(sqrt(fan_in))
-            layer.bias.data = torch.from_numpy(bias if init == "default" else np.zeros_like(bias))
+            layer.bias.data = torch.from_numpy(bias if init == Init.DEFAULT else np.zeros_like(bias))
     module.requires_grad_(requires_grad=False).eval()
     return FrozenNet(module, names, tuple(layer.weight.data for layer in layers.values()))
 

@@ -27,12 +27,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dslth import files
-from dslth.config import RunConfig
+from dslth.config import EngineName, Restart, RunConfig, TransportName
 from dslth.errors import BusyError, MissingFileError, OutputError
 from dslth.run.events import Event, Finished, Noticed, parse
 from dslth.topology import Topology
@@ -51,10 +51,10 @@ class Launch(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    transport: Literal["zeromq", "memory"] = "zeromq"
-    engine: Literal["local", "ray"] = "local"
+    transport: TransportName = TransportName.ZEROMQ
+    engine: EngineName = EngineName.LOCAL
     address: str | None = None
-    restart: Literal["never", "on-failure"] = "on-failure"
+    restart: Restart = Restart.ON_FAILURE
     orphans: bool = True
     curve: bool = False
     insecure: bool = False

@@ -22,7 +22,7 @@ import psutil
 
 from dslth import keys, wire
 from dslth.bench.stress.attacks import ATTACKS, ELSEWHERE, HOST, Attack, Canary, Foe, Seat
-from dslth.config import NetworkConfig, RunConfig, identity
+from dslth.config import Mode, NetworkConfig, RunConfig, Security, identity
 from dslth.engines.launcher import run_one
 from dslth.errors import JoinError, MissingFileError
 from dslth.learner import Learner
@@ -85,7 +85,7 @@ class Figures:
     by host.
     """
 
-    security: str
+    security: Security
     seconds: float
     slots: Sequence[Slot]
     by_attack: Mapping[str, Mapping[str, float]]
@@ -123,7 +123,7 @@ class Figures:
             "few go where an attacker points, and none to another host without keys": all(
                 slot.heard <= 5 + MOVES * len(VICTIMS) * (slot.ended - slot.begun) for slot in self.slots
             )
-            and not (self.security == "none" and self.heard.get(ELSEWHERE))
+            and not (self.security == Security.NONE and self.heard.get(ELSEWHERE))
             and not self.heard.get("ipc"),
         }
 
@@ -175,7 +175,7 @@ class _Group:
     def __init__(self, run: RunConfig, folder: RunFolder) -> None:
         self.folder = folder
         folder.begin(run, TOPOLOGY)
-        if run.network and run.network.security == "curve":
+        if run.network and run.network.security == Security.CURVE:
             keys.make(folder.path / "keys", range(TOPOLOGY.peers))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
@@ -258,7 +258,7 @@ def schedule(seed: int, seconds: float, names: Sequence[str]) -> Iterator[tuple[
 def siege(
     run: RunConfig,
     path: RunFolder,
-    security: str,
+    security: Security,
     seconds: float,
     names: Sequence[str] = tuple(ATTACKS),
     say: Callable[[str], None] = lambda line: None,
@@ -267,13 +267,13 @@ def siege(
     experiment = run.experiment.model_copy(
         update={
             "rounds": ROUNDS,
-            "mode": "sync",
+            "mode": Mode.SYNC,
             "deadline": DEADLINE,
             "checkpoint_every": 10,
             "evaluate_every": ROUNDS,
         }
     )
-    network = NetworkConfig(security="curve" if security == "curve" else "none")
+    network = NetworkConfig(security=security)
     settings = run.model_copy(update={"graph": TOPOLOGY.to_config(), "experiment": experiment, "network": network})
     groups: list[_Group] = []
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -289,7 +289,7 @@ def siege(
 
 
 class _Siege:
-    def __init__(self, attacked: _Group, control: _Group, security: str, say: Callable[[str], None]) -> None:
+    def __init__(self, attacked: _Group, control: _Group, security: Security, say: Callable[[str], None]) -> None:
         self._attacked, self._control, self._security, self._say = attacked, control, security, say
         self._groups = attacked, control
         self._slots: list[Slot] = []

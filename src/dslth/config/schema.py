@@ -1,50 +1,58 @@
-"""What a topology file may say: the one reader of YAML and of the environment.
+"""What a topology file may say: its keys, their bounds and defaults, and the presets it builds on.
 
 A file has four parts: ``graph`` (who talks to whom), ``network`` (addresses; optional), ``experiment`` (everything
 that all peers must agree on) and ``peers`` (what differs by peer; optional). Unknown keys are errors.
 """
 
-import os
 import re
-import reprlib
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
-from itertools import chain
 from math import exp
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from dslth import files
-from dslth.errors import ConfigError, MissingFileError, UnknownPeerError
+from dslth.config.names import CodecName, DataName, Init, MeanName, Mode, ModelName, Norm, Preset, Scores, Security
+from dslth.errors import ConfigError, UnknownPeerError
 
 __all__ = [
+    "MOST",
     "PRESETS",
     "AlgorithmConfig",
+    "ByKind",
+    "ClassesPartition",
+    "CountsPartition",
     "DataConfig",
+    "Density",
     "DeviceConfig",
+    "DirichletPartition",
+    "Edges",
+    "ErdosRenyi",
     "ExperimentConfig",
+    "Full",
     "GraphConfig",
+    "GraphFile",
+    "Grid",
+    "IidPartition",
+    "Line",
     "ModelConfig",
     "NetworkConfig",
     "PartitionConfig",
+    "PeerConfig",
+    "RandomRegular",
+    "Ring",
     "RunConfig",
-    "data_folder",
+    "Settings",
+    "SmallWorld",
+    "Star",
+    "Torus",
+    "check_peer",
     "full_address",
     "identity",
-    "keys_folder",
-    "load",
-    "read_counts",
-    "shipped",
 ]
 
 MOST = 2**31 - 1
-MOST_TEXT = 4 << 20
-"""Bytes of a topology file, a profile, a counts table; a graph of 200,000 links, written out, has as many."""
-MOST_VALUES = 1_000_000
-"""Of a YAML file, with what an alias stands for counted each time."""
 Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Whole = Annotated[int, Field(ge=-MOST, le=MOST)]
@@ -178,7 +186,7 @@ def _host(host: str) -> str:
 
 
 def full_address(address: str) -> str:
-    """Check an address and give it in full, as in ``tcp://10.0.0.7:47100``; ValueError where it is none."""
+    """Return a checked address in full, as in ``tcp://10.0.0.7:47100``; ValueError where it is none."""
     scheme, _, rest = address.rpartition("://")
     host, _, port = rest.rpartition(":")
     if scheme not in ("", "tcp"):
@@ -203,7 +211,7 @@ class NetworkConfig(Settings):
     base_port: Port = 47100
     port: Port | None = None
     addresses: tuple[Annotated[str, AfterValidator(full_address)], ...] | None = None
-    security: Literal["auto", "curve", "none"] = "auto"
+    security: Security = Security.AUTO
     keys: Text | None = None
 
     @model_validator(mode="after")
@@ -293,7 +301,7 @@ PartitionConfig = Annotated[
 class DataConfig(Settings):
     """Which data, who gets what, and how many test samples are looked at (at most, per peer and test set)."""
 
-    name: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
+    name: DataName = DataName.DIGITS
     partition: PartitionConfig = ClassesPartition(kind="classes", classes_per_peer=4)
     test_samples: Positive = 500
     folder: Text | None = None
@@ -302,9 +310,9 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """A network of the zoo, and how its frozen weights are drawn."""
 
-    name: Literal["mlp", "cnn", "resnet8"] = "cnn"
-    init: Literal["default", "signed"] = "signed"
-    norm: Literal["local-response", "group"] = "group"
+    name: ModelName = ModelName.CNN
+    init: Init = Init.SIGNED
+    norm: Norm = Norm.GROUP
     output_elu: bool = False
 
 
@@ -327,10 +335,10 @@ class AlgorithmConfig(Settings):
     density: Density
     lasso: Annotated[float, Field(ge=0)] = 0.0
     min_filter_weights: Count = 0
-    scores: Literal["own", "common"] = "own"
+    scores: Scores = Scores.OWN
     inertia: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    mean: Literal["plain", "trimmed", "median", "similar"] = "plain"
+    mean: MeanName = MeanName.PLAIN
     epsilon: Annotated[float, Field(ge=0.001, le=100)] | None = None
     exchange: bool = True
 
@@ -350,14 +358,14 @@ class ExperimentConfig(Settings):
     the run has finished unless ``keep_checkpoints``.
     """
 
-    preset: Literal["signed", "mce-pl"] = "signed"
+    preset: Preset = Preset.SIGNED
     seed: Seed = 1
     rounds: Positive = 20
     data: DataConfig = DataConfig()
     model: ModelConfig
     algorithm: AlgorithmConfig
-    codec: Literal["auto", "bitpack", "range", "delta", "context"] = "auto"
-    mode: Literal["sync", "deadline", "async"] = "sync"
+    codec: CodecName = CodecName.AUTO
+    mode: Mode = Mode.SYNC
     deadline: Annotated[float, Field(gt=0)] | Literal["none"] = 60.0
     staleness: Positive = 5
     checkpoint_every: Count = 5
@@ -365,21 +373,21 @@ class ExperimentConfig(Settings):
     evaluate_every: Positive = 1
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     # For accuracy: signed constants, group norm, several steps a round.
-    "signed": {
-        "model": {"init": "signed", "norm": "group", "output_elu": False},
+    Preset.SIGNED: {
+        "model": {"init": Init.SIGNED, "norm": Norm.GROUP, "output_elu": False},
         "algorithm": {
             "lr": 1.0,
             "fine_tune_lr": 1.0,
             "local_steps": 2,
             "density": {"conv": 0.5, "linear": 0.9},
-            "scores": "common",
+            "scores": Scores.COMMON,
         },
     },
     # The paper's protocol, constant for constant.
-    "mce-pl": {
-        "model": {"init": "default", "norm": "local-response", "output_elu": True},
+    Preset.MCE_PL: {
+        "model": {"init": Init.DEFAULT, "norm": Norm.LOCAL_RESPONSE, "output_elu": True},
         "algorithm": {
             "lr": 10.0,
             "fine_tune_lr": 10.0,
@@ -434,7 +442,7 @@ class RunConfig(Settings):
             check_peer(peer, n_peers, "peers")
 
     def to_yaml(self) -> str:
-        """Write the file back, every default spelled out."""
+        """Return the file's text with every default spelled out."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
@@ -444,229 +452,8 @@ def check_peer(peer: int, n_peers: int, where: str) -> None:
         raise UnknownPeerError(f"{where}: there is no peer {peer}; this graph has peers 0 to {n_peers - 1}")
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def shipped(folder: Literal["topologies", "peers"]) -> Path:
-    """Find the topology files or device profiles that come with dslth, in a checkout or an installed wheel."""
-    installed = Path(__file__).parent / "shipped" / folder
-    return installed if installed.is_dir() else Path(__file__).parents[2] / folder
-
-
-def data_folder(config: DataConfig) -> Path:
-    """Return the folder for data sets: the setting, else ``DSLTH_DATA_DIR``, else the user's cache folder.
-
-    Raises ConfigError where that lies in the home of a user who has none, as a container's may.
-    """
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(config.folder or os.environ.get("DSLTH_DATA_DIR") or f"{cache}/dslth")
-    try:
-        return folder.expanduser()
-    except RuntimeError:
-        raise ConfigError(
-            f"data: {folder} is in a home folder that is not known; name a folder with --data-dir or DSLTH_DATA_DIR"
-        ) from None
-
-
-def keys_folder(path: Path | str) -> Path:
-    """Return the folder of a topology file's keys unless it names one: beside it, or here for one that is shipped."""
-    file = _find(Path(path), "topologies", "topology")
-    return (file.parent if file == Path(path) else Path()).resolve() / f"{file.stem}.keys"
-
-
-def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read a topology file, given by path or by a name that is shipped.
-
-    ``overrides`` are nested keys that win over the file's. Files that the topology names are found relative to it; a
-    counts table and device profiles are read into the result, so that it stands alone.
-
-    Raises MissingFileError and ConfigError, each naming the file and the key.
-    """
-    file = _find(Path(path), "topologies", "topology")
-    raw = _merge(_read_yaml(file, RunConfig), overrides or {})
-    experiment = raw.setdefault("experiment", {})
-    if isinstance(experiment, dict):
-        preset = experiment.get("preset", "signed")
-        if isinstance(preset, str) and preset in PRESETS:
-            raw["experiment"] = _merge(PRESETS[preset], experiment)
-    if isinstance(raw.get("peers"), dict):
-        raw["peers"] = {key: _with_profile(key, entry, file) for key, entry in raw["peers"].items()}
-    run = _validate(raw, file)
-    if run.network is not None:
-        keys = keys_folder(path) if run.network.keys is None else (file.parent / run.network.keys).resolve()
-        run = run.model_copy(update={"network": run.network.model_copy(update={"keys": str(keys)})})
-    return _standing_alone(run, file.parent)
-
-
-def _standing_alone(run: RunConfig, folder: Path) -> RunConfig:
-    if isinstance(run.graph, GraphFile):
-        graph = run.graph.model_copy(update={"file": str(folder / run.graph.file)})
-        run = run.model_copy(update={"graph": graph})
-    data = run.experiment.data
-    partition = data.partition
-    if isinstance(partition, CountsPartition):
-        if (partition.file is None) == (partition.table is None):
-            raise ConfigError("experiment.data.partition: give either 'file' or 'table'")
-        if partition.file is not None:
-            table = read_counts(folder / partition.file)
-            partition = partition.model_copy(update={"file": None, "table": table})
-            data = data.model_copy(update={"partition": partition})
-            run = run.model_copy(update={"experiment": run.experiment.model_copy(update={"data": data})})
-    return run
-
-
-def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
-    """Read a counts table: whitespace-separated integers, a row a peer, a column a class."""
-    rows: list[tuple[int, ...]] = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        try:
-            row = tuple(int(word) for word in line.split())
-        except ValueError:
-            raise ConfigError(f"{path}:{number}: a counts table holds whole numbers only") from None
-        if not all(0 <= count <= MOST for count in row) or (rows and row and len(row) != len(rows[0])):
-            raise ConfigError(f"{path}:{number}: rows must be equally long and counts from 0 to {MOST}")
-        if row:
-            rows.append(row)
-    if not rows:
-        raise ConfigError(f"{path}: the counts table is empty")
-    return tuple(rows)
-
-
-def _with_profile(peer: Any, entry: Any, topology: Path) -> Any:
-    if not isinstance(entry, dict) or "profile" not in entry:
-        return entry
-    name = entry["profile"]
-    if not isinstance(name, str):
-        raise ConfigError(f"{topology}: peers.{_word(peer)}.profile: expected a name or a path, got {_shown(name)}")
-    beside = topology.parent / name
-    file = beside if os.path.isfile(beside) else _find(Path(name), "peers", "device profile")
-    profile = _read_yaml(file, DeviceConfig)
-    try:
-        DeviceConfig.model_validate(profile)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error, profile)}") from None
-    own = {key: value for key, value in entry.items() if key != "profile"}
-    return {"device": file.stem, **profile, **own}
-
-
-def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path:
-    candidates = [path, shipped(folder) / path]
-    if not path.suffix:
-        candidates.append(shipped(folder) / f"{path}.yaml")
-    for candidate in candidates:
-        if os.path.isfile(candidate):  # False, where Path.is_file raises, for names that no file can have
-            return candidate
-    known = ", ".join(sorted(file.stem for file in shipped(folder).glob("*.yaml")))
-    raise MissingFileError(f"no {what} file {str(path)!r}; the ones that come with dslth: {known}")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return files.read(path, MOST_TEXT).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise MissingFileError(f"cannot read {path}: {reason}") from None
-
-
-def _read_yaml(path: Path, of: type[Settings]) -> dict[str, Any]:
-    """Read keys and values; of a file with none of the keys of ``of`` nothing is told, for it is something else."""
-    text = _read_text(path)
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        bounded = node is None or _values(node, {}) <= MOST_VALUES
-        raw = yaml.constructor.SafeConstructor().construct_document(node) if node and bounded else None
-    except Exception as error:  # PyYAML has an own kind for each odd value: a date that cannot be, nesting too deep ...
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ConfigError(f"{path}{line}: not YAML: {' '.join(problem.split())}") from None
-    if not bounded:
-        raise ConfigError(f"{path}: holds more than {MOST_VALUES:,} values, or itself; use fewer aliases")
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top, got {type(raw).__name__}")
-    if raw and not raw.keys() & of.model_fields.keys():
-        raise ConfigError(f"{path}: has none of the keys {', '.join(of.model_fields)}; is it the file that was meant?")
-    return raw
-
-
-def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values below a node, without following any twice; one that holds itself counts as too many."""
-    if id(node) not in known:
-        known[id(node)] = MOST_VALUES + 1
-        below = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = chain.from_iterable(below) if isinstance(node, yaml.MappingNode) else below
-        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
-    return known[id(node)]
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay ``over`` on ``base``; mappings merge key by key, but one that names another ``kind`` replaces the whole.
-
-    Where ``over`` has a mapping and ``base`` a word, the word stays: validation says that it should be a mapping.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key, {})
-        if key == "density" or not isinstance(value, dict):
-            merged[key] = value
-        elif isinstance(below, dict):
-            same_kind = value.get("kind") in (None, below.get("kind"))
-            merged[key] = _merge(below, value) if same_kind else value
-    return merged
-
-
-def _validate(raw: Mapping[str, Any], file: Path) -> RunConfig:
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {_first(error, raw)}") from None
-
-
-def _first(error: ValidationError, raw: Any) -> str:
-    """Put the first complaint of a validation in one line, with the key it is about."""
-    first = error.errors()[0]
-    key = ".".join(_keys(first["loc"], raw, last=first["type"] == "missing")) or "the file"
-    if first["type"] == "extra_forbidden":
-        text = "unknown key"
-    elif first["type"] == "missing":
-        text = "missing"
-    else:
-        message = f"{' '.join(first['msg'].removeprefix('Value error, ').split()):.300}"
-        text = f"{message[0].lower()}{message[1:]}, got {_shown(first['input'])}"
-    more = error.error_count() - 1
-    return f"{key}: {text}" + (f" (and {more} more)" if more else "")
-
-
-def _shown(value: Any) -> str:
-    """Write a value in at most 60 characters, also one that holds itself or a number of a million digits."""
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxother = 60
-    try:
-        return f"{shown.repr(value):.60}"
-    except ValueError:
-        return "a number of too many digits"
-
-
-def _word(key: Any) -> str:
-    """Write a key as it is, unless that would break a line or fill it."""
-    word = str(key)
-    return word if word.isprintable() and len(word) <= 60 else _shown(key)
-
-
-def _keys(location: tuple[int | str, ...], raw: Any, *, last: bool) -> Iterator[str]:
-    """Return the parts of a validation's location that are keys of the file, not names of the alternatives tried."""
-    for number, part in enumerate(location):
-        below = dict(enumerate(raw)) if isinstance(raw, list | tuple) else raw
-        if isinstance(below, dict) and (part in below or (last and number == len(location) - 1)):
-            yield _word(part)
-            raw = below.get(part)
-
-
-# --- identity -------------------------------------------------------------------------------------------------------
-
-
 def identity(run: RunConfig, edges: str) -> dict[str, str]:
-    """Flatten all that peers of one run must share to ``{"seed": "1", "algorithm.lr": "1.0", ...}``.
+    """Return all that peers of one run must share, flat: ``{"seed": "1", "algorithm.lr": "1.0", ...}``.
 
     Left out is what a peer may choose for itself: rounds, where data lie, codec, deadline, staleness, checkpoints,
     evaluation, its device.

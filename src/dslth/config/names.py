@@ -1,0 +1,132 @@
+"""The names that topology files, command lines and reports choose from, each spelled here and nowhere else."""
+
+from enum import StrEnum
+
+__all__ = [
+    "CodecName",
+    "DataName",
+    "EngineName",
+    "Init",
+    "MeanName",
+    "Mode",
+    "ModelName",
+    "Norm",
+    "Phase",
+    "Preset",
+    "Restart",
+    "Scores",
+    "Security",
+    "TransportName",
+]
+
+
+class Preset(StrEnum):
+    """Named settings that a file builds on."""
+
+    SIGNED = "signed"
+    MCE_PL = "mce-pl"
+
+
+class DataName(StrEnum):
+    """Data sets."""
+
+    DIGITS = "digits"
+    MNIST = "mnist"
+    FASHION_MNIST = "fashion-mnist"
+    CIFAR10 = "cifar10"
+
+
+class ModelName(StrEnum):
+    """Networks."""
+
+    MLP = "mlp"
+    CNN = "cnn"
+    RESNET8 = "resnet8"
+
+
+class Init(StrEnum):
+    """How frozen weights are drawn."""
+
+    DEFAULT = "default"
+    SIGNED = "signed"
+
+
+class Norm(StrEnum):
+    """What normalises activations between layers."""
+
+    LOCAL_RESPONSE = "local-response"
+    GROUP = "group"
+
+
+class Scores(StrEnum):
+    """Whether each peer draws its own first scores, or all have the same."""
+
+    OWN = "own"
+    COMMON = "common"
+
+
+class MeanName(StrEnum):
+    """How neighbours' masks are averaged."""
+
+    PLAIN = "plain"
+    TRIMMED = "trimmed"
+    MEDIAN = "median"
+    SIMILAR = "similar"
+
+
+class CodecName(StrEnum):
+    """How masks are coded."""
+
+    AUTO = "auto"
+    BITPACK = "bitpack"
+    RANGE = "range"
+    DELTA = "delta"
+    CONTEXT = "context"
+
+
+class Mode(StrEnum):
+    """How a round treats neighbours that are late."""
+
+    SYNC = "sync"
+    DEADLINE = "deadline"
+    ASYNC = "async"
+
+
+class Security(StrEnum):
+    """Whether peers encrypt and ask for keys; ``auto``: wherever an address is not loopback."""
+
+    AUTO = "auto"
+    CURVE = "curve"
+    NONE = "none"
+
+
+class Phase(StrEnum):
+    """Where the time of a round goes."""
+
+    COMPUTE = "compute"
+    ENCODE = "encode"
+    WAIT = "wait"
+    DECODE = "decode"
+    FINE_TUNE = "fine_tune"
+    EVALUATE = "evaluate"
+
+
+class TransportName(StrEnum):
+    """How masks travel."""
+
+    ZEROMQ = "zeromq"
+    MEMORY = "memory"
+
+
+class EngineName(StrEnum):
+    """Who runs the peers."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+class Restart(StrEnum):
+    """When a peer is started again."""
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"

@@ -1,0 +1,250 @@
+"""How a topology file is read, merged and checked; and where files that come with dslth, data and keys lie.
+
+The one reader of YAML and of the environment.
+"""
+
+import os
+import reprlib
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from dslth import files
+from dslth.config.names import Preset
+from dslth.config.schema import (
+    MOST,
+    PRESETS,
+    CountsPartition,
+    DataConfig,
+    DeviceConfig,
+    GraphFile,
+    RunConfig,
+    Settings,
+)
+from dslth.errors import ConfigError, MissingFileError
+
+__all__ = ["data_folder", "keys_folder", "load", "read_counts", "shipped"]
+
+MOST_TEXT = 4 << 20
+"""Bytes of a topology file, a profile, a counts table; a graph of 200,000 links, written out, has as many."""
+MOST_VALUES = 1_000_000
+"""Of a YAML file, with what an alias stands for counted each time."""
+
+
+def shipped(folder: Literal["topologies", "peers"]) -> Path:
+    """Return the folder of the files that come with dslth, in an installed wheel or a checkout."""
+    installed = Path(__file__).parents[1] / "shipped" / folder
+    return installed if installed.is_dir() else Path(__file__).parents[3] / folder
+
+
+def data_folder(config: DataConfig) -> Path:
+    """Return the folder for data sets: the setting, else ``DSLTH_DATA_DIR``, else the user's cache folder.
+
+    Raises ConfigError where that lies in the home of a user who has none, as a container's may.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(config.folder or os.environ.get("DSLTH_DATA_DIR") or f"{cache}/dslth")
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"data: {folder} is in a home folder that is not known; name a folder with --data-dir or DSLTH_DATA_DIR"
+        ) from None
+
+
+def keys_folder(path: Path | str) -> Path:
+    """Return the folder of a topology file's keys unless it names one: beside it, or here for one that is shipped."""
+    file = _find(Path(path), "topologies", "topology")
+    return (file.parent if file == Path(path) else Path()).resolve() / f"{file.stem}.keys"
+
+
+def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a topology file, given by path or by a name that is shipped.
+
+    ``overrides`` are nested keys that win over the file's. Files that the topology names are found relative to it; a
+    counts table and device profiles are read into the result, so that it stands alone.
+
+    Raises MissingFileError and ConfigError, each naming the file and the key.
+    """
+    file = _find(Path(path), "topologies", "topology")
+    raw = _merge(_read_yaml(file, RunConfig), overrides or {})
+    experiment = raw.setdefault("experiment", {})
+    if isinstance(experiment, dict):
+        preset = experiment.get("preset", Preset.SIGNED)
+        if preset in list(Preset):
+            raw["experiment"] = _merge(PRESETS[Preset(preset)], experiment)
+    if isinstance(raw.get("peers"), dict):
+        raw["peers"] = {key: _with_profile(key, entry, file) for key, entry in raw["peers"].items()}
+    run = _validate(raw, file)
+    if run.network is not None:
+        keys = keys_folder(path) if run.network.keys is None else (file.parent / run.network.keys).resolve()
+        run = run.model_copy(update={"network": run.network.model_copy(update={"keys": str(keys)})})
+    return _standing_alone(run, file.parent)
+
+
+def _standing_alone(run: RunConfig, folder: Path) -> RunConfig:
+    if isinstance(run.graph, GraphFile):
+        graph = run.graph.model_copy(update={"file": str(folder / run.graph.file)})
+        run = run.model_copy(update={"graph": graph})
+    data = run.experiment.data
+    partition = data.partition
+    if isinstance(partition, CountsPartition):
+        if (partition.file is None) == (partition.table is None):
+            raise ConfigError("experiment.data.partition: give either 'file' or 'table'")
+        if partition.file is not None:
+            table = read_counts(folder / partition.file)
+            partition = partition.model_copy(update={"file": None, "table": table})
+            data = data.model_copy(update={"partition": partition})
+            run = run.model_copy(update={"experiment": run.experiment.model_copy(update={"data": data})})
+    return run
+
+
+def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Read a counts table: whitespace-separated integers, a row a peer, a column a class."""
+    rows: list[tuple[int, ...]] = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            row = tuple(int(word) for word in line.split())
+        except ValueError:
+            raise ConfigError(f"{path}:{number}: a counts table holds whole numbers only") from None
+        if not all(0 <= count <= MOST for count in row) or (rows and row and len(row) != len(rows[0])):
+            raise ConfigError(f"{path}:{number}: rows must be equally long and counts from 0 to {MOST}")
+        if row:
+            rows.append(row)
+    if not rows:
+        raise ConfigError(f"{path}: the counts table is empty")
+    return tuple(rows)
+
+
+def _with_profile(peer: Any, entry: Any, topology: Path) -> Any:
+    if not isinstance(entry, dict) or "profile" not in entry:
+        return entry
+    name = entry["profile"]
+    if not isinstance(name, str):
+        raise ConfigError(f"{topology}: peers.{_word(peer)}.profile: expected a name or a path, got {_shown(name)}")
+    beside = topology.parent / name
+    file = beside if os.path.isfile(beside) else _find(Path(name), "peers", "device profile")
+    profile = _read_yaml(file, DeviceConfig)
+    try:
+        DeviceConfig.model_validate(profile)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_first(error, profile)}") from None
+    own = {key: value for key, value in entry.items() if key != "profile"}
+    return {"device": file.stem, **profile, **own}
+
+
+def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path:
+    candidates = [path, shipped(folder) / path]
+    if not path.suffix:
+        candidates.append(shipped(folder) / f"{path}.yaml")
+    for candidate in candidates:
+        if os.path.isfile(candidate):  # False, where Path.is_file raises, for names that no file can have
+            return candidate
+    known = ", ".join(sorted(file.stem for file in shipped(folder).glob("*.yaml")))
+    raise MissingFileError(f"no {what} file {str(path)!r}; the ones that come with dslth: {known}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return files.read(path, MOST_TEXT).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise MissingFileError(f"cannot read {path}: {reason}") from None
+
+
+def _read_yaml(path: Path, of: type[Settings]) -> dict[str, Any]:
+    """Read keys and values. A file with none of the keys of ``of`` is something else: no error shows what it holds."""
+    text = _read_text(path)
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        bounded = node is None or _values(node, {}) <= MOST_VALUES
+        raw = yaml.constructor.SafeConstructor().construct_document(node) if node and bounded else None
+    except Exception as error:  # PyYAML has an own kind for each odd value: a date that cannot be, nesting too deep ...
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(f"{path}{line}: not YAML: {' '.join(problem.split())}") from None
+    if not bounded:
+        raise ConfigError(f"{path}: holds more than {MOST_VALUES:,} values, or itself; use fewer aliases")
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top, got {type(raw).__name__}")
+    if raw and not raw.keys() & of.model_fields.keys():
+        raise ConfigError(f"{path}: has none of the keys {', '.join(of.model_fields)}; is it the file that was meant?")
+    return raw
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values below a node, without following any twice; one that holds itself counts as too many."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = chain.from_iterable(below) if isinstance(node, yaml.MappingNode) else below
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``over`` on ``base``; mappings merge key by key, but one that names another ``kind`` replaces the whole.
+
+    Where ``over`` has a mapping and ``base`` a word, the word stays: validation says that it should be a mapping.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key, {})
+        if key == "density" or not isinstance(value, dict):
+            merged[key] = value
+        elif isinstance(below, dict):
+            same_kind = value.get("kind") in (None, below.get("kind"))
+            merged[key] = _merge(below, value) if same_kind else value
+    return merged
+
+
+def _validate(raw: Mapping[str, Any], file: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_first(error, raw)}") from None
+
+
+def _first(error: ValidationError, raw: Any) -> str:
+    """Return the first complaint of a validation as one line, with the key it is about."""
+    first = error.errors()[0]
+    key = ".".join(_keys(first["loc"], raw, last=first["type"] == "missing")) or "the file"
+    if first["type"] == "extra_forbidden":
+        text = "unknown key"
+    elif first["type"] == "missing":
+        text = "missing"
+    else:
+        message = f"{' '.join(first['msg'].removeprefix('Value error, ').split()):.300}"
+        text = f"{message[0].lower()}{message[1:]}, got {_shown(first['input'])}"
+    more = error.error_count() - 1
+    return f"{key}: {text}" + (f" (and {more} more)" if more else "")
+
+
+def _shown(value: Any) -> str:
+    """Write a value in at most 60 characters, also one that holds itself or a number of a million digits."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 60
+    try:
+        return f"{shown.repr(value):.60}"
+    except ValueError:
+        return "a number of too many digits"
+
+
+def _word(key: Any) -> str:
+    """Write a key as it is, unless that would break a line or fill it."""
+    word = str(key)
+    return word if word.isprintable() and len(word) <= 60 else _shown(key)
+
+
+def _keys(location: tuple[int | str, ...], raw: Any, *, last: bool) -> Iterator[str]:
+    """Return the parts of a validation's location that are keys of the file, not names of the alternatives tried."""
+    for number, part in enumerate(location):
+        below = dict(enumerate(raw)) if isinstance(raw, list | tuple) else raw
+        if isinstance(below, dict) and (part in below or (last and number == len(location) - 1)):
+            yield _word(part)
+            raw = below.get(part)
