@@ -1,10 +1,9 @@
-"""Topology files: what is read, merged, refused, shared by all peers, and written back."""
+"""Topology files: what is read, merged and refused; the files that come with dslth; the data folder."""
 
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dslth import config, topology
-from dslth.config import ByKind, NetworkConfig, RunConfig
+from dslth.config import ByKind, NetworkConfig
 from dslth.errors import ConfigError, DslthError, MissingFileError, UnknownPeerError
-
-RING = "graph: {kind: ring, peers: 4}\n"
-SMALL = RING + "experiment: {model: {name: mlp}}\n"
-
-SHIPPED = {kind: sorted(path.name for path in config.shipped(kind).glob("*.yaml")) for kind in ("topologies", "peers")}
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "mine.yaml"
-
-
-def load(file: Path, text: str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    file.write_text(text, encoding="utf-8")
-    return config.load(file, overrides)
-
+from topology_files import EVERYTHING, RING, SHIPPED, SMALL, load, with_keys
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -73,12 +57,6 @@ def test_a_missing_file_is_named_with_the_shipped_ones(name: str, tmp_path: Path
     assert all(Path(shipped).stem in str(caught.value) for shipped in SHIPPED["topologies"])
 
 
-def test_settings_cannot_be_changed(file: Path) -> None:
-    run = load(file, SMALL)
-    with pytest.raises(ValueError, match="frozen"):
-        run.experiment.seed = 2  # type: ignore[misc]
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -100,48 +78,44 @@ def test_an_unknown_key_is_named(file: Path, text: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def _with(**keys: str) -> str:
-    return RING + "experiment:\n  model: {name: mlp}\n" + "".join(f"  {key}: {value}\n" for key, value in keys.items())
-
-
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
-        (_with(seed="-1"), "experiment.seed", "-1"),
-        (_with(seed="18446744073709551616"), "experiment.seed", "18446744073709551616"),
-        (_with(rounds="2147483648"), "experiment.rounds", "2147483648"),
-        (_with(seed="abc"), "experiment.seed", "'abc'"),
-        (_with(rounds="0"), "experiment.rounds", "0"),
-        (_with(rounds="2.5"), "experiment.rounds", "2.5"),
-        (_with(deadline="0"), "experiment.deadline", "0"),
-        (_with(deadline=".inf"), "experiment.deadline", "inf"),
-        (_with(deadline=".nan"), "experiment.deadline", "nan"),
-        (_with(preset="fast"), "experiment.preset", "'fast'"),
-        (_with(codec="zip"), "experiment.codec", "'zip'"),
-        (_with(evaluate_every="0"), "experiment.evaluate_every", "0"),
-        (_with(algorithm="{density: 1.5}"), "experiment.algorithm.density", "1.5"),
-        (_with(algorithm="{density: 0}"), "experiment.algorithm.density", "0"),
-        (_with(algorithm="{density: abc}"), "experiment.algorithm.density", "'abc'"),
-        (_with(algorithm="{lr: 0}"), "experiment.algorithm.lr", "0"),
-        (_with(algorithm="{local_steps: 0}"), "experiment.algorithm.local_steps", "0"),
-        (_with(algorithm="{epsilon: 1000}"), "experiment.algorithm.epsilon", "1000"),
-        (_with(algorithm="{epsilon: 1.0e-300}"), "experiment.algorithm.epsilon", "1e-300"),
-        (_with(checkpoint_every="2147483648"), "experiment.checkpoint_every", "2147483648"),
-        (_with(staleness="2147483648"), "experiment.staleness", "2147483648"),
-        (_with(algorithm="{scores: mine}"), "experiment.algorithm.scores", "'mine'"),
-        (_with(algorithm=""), "experiment.algorithm", "None"),
-        (_with(data="{name: imagenet}"), "experiment.data.name", "'imagenet'"),
-        (_with(data="{test_samples: 0}"), "experiment.data.test_samples", "0"),
-        (_with(data="{partition: {kind: iid, fraction: 1.1}}"), "experiment.data.partition.fraction", "1.1"),
-        (_with(data="{partition: {kind: dirichlet, alpha: 0}}"), "experiment.data.partition.alpha", "0"),
-        (_with(data="{partition: {kind: some}}"), "experiment.data.partition", "some"),
+        (with_keys(seed="-1"), "experiment.seed", "-1"),
+        (with_keys(seed="18446744073709551616"), "experiment.seed", "18446744073709551616"),
+        (with_keys(rounds="2147483648"), "experiment.rounds", "2147483648"),
+        (with_keys(seed="abc"), "experiment.seed", "'abc'"),
+        (with_keys(rounds="0"), "experiment.rounds", "0"),
+        (with_keys(rounds="2.5"), "experiment.rounds", "2.5"),
+        (with_keys(deadline="0"), "experiment.deadline", "0"),
+        (with_keys(deadline=".inf"), "experiment.deadline", "inf"),
+        (with_keys(deadline=".nan"), "experiment.deadline", "nan"),
+        (with_keys(preset="fast"), "experiment.preset", "'fast'"),
+        (with_keys(codec="zip"), "experiment.codec", "'zip'"),
+        (with_keys(evaluate_every="0"), "experiment.evaluate_every", "0"),
+        (with_keys(algorithm="{density: 1.5}"), "experiment.algorithm.density", "1.5"),
+        (with_keys(algorithm="{density: 0}"), "experiment.algorithm.density", "0"),
+        (with_keys(algorithm="{density: abc}"), "experiment.algorithm.density", "'abc'"),
+        (with_keys(algorithm="{lr: 0}"), "experiment.algorithm.lr", "0"),
+        (with_keys(algorithm="{local_steps: 0}"), "experiment.algorithm.local_steps", "0"),
+        (with_keys(algorithm="{epsilon: 1000}"), "experiment.algorithm.epsilon", "1000"),
+        (with_keys(algorithm="{epsilon: 1.0e-300}"), "experiment.algorithm.epsilon", "1e-300"),
+        (with_keys(checkpoint_every="2147483648"), "experiment.checkpoint_every", "2147483648"),
+        (with_keys(staleness="2147483648"), "experiment.staleness", "2147483648"),
+        (with_keys(algorithm="{scores: mine}"), "experiment.algorithm.scores", "'mine'"),
+        (with_keys(algorithm=""), "experiment.algorithm", "None"),
+        (with_keys(data="{name: imagenet}"), "experiment.data.name", "'imagenet'"),
+        (with_keys(data="{test_samples: 0}"), "experiment.data.test_samples", "0"),
+        (with_keys(data="{partition: {kind: iid, fraction: 1.1}}"), "experiment.data.partition.fraction", "1.1"),
+        (with_keys(data="{partition: {kind: dirichlet, alpha: 0}}"), "experiment.data.partition.alpha", "0"),
+        (with_keys(data="{partition: {kind: some}}"), "experiment.data.partition", "some"),
         (
-            _with(data="{partition: {kind: counts, table: [[1, -1]]}}"),
+            with_keys(data="{partition: {kind: counts, table: [[1, -1]]}}"),
             "experiment.data.partition.table.0.1",
             "-1",
         ),
-        (_with(data="{partition: {kind: counts, table: [[1, 2], [3]]}}"), "experiment.data.partition", "[3]"),
-        (_with(data="{partition: {kind: counts, table: []}}"), "experiment.data.partition", "[]"),
+        (with_keys(data="{partition: {kind: counts, table: [[1, 2], [3]]}}"), "experiment.data.partition", "[3]"),
+        (with_keys(data="{partition: {kind: counts, table: []}}"), "experiment.data.partition", "[]"),
         (RING + "experiment: {model: {name: vgg}}\n", "experiment.model.name", "'vgg'"),
         (RING + "experiment: {seed: -0x" + 9000 * "f" + "}\n", "experiment.seed", "a number of too many digits"),
         (RING + "experiment: mlp\n", "experiment", "'mlp'"),
@@ -189,7 +163,7 @@ def test_a_wrong_value_is_named_with_its_key(file: Path, text: str, key: str, va
         ("experiment: {model: {name: mlp}}\n", "graph"),
         ("graph: {kind: ring}\nexperiment: {model: {name: mlp}}\n", "graph.peers"),
         ("graph: {kind: small-world, peers: 5, p: 0.1}\nexperiment: {model: {name: mlp}}\n", "neighbours"),
-        (_with(data="{partition: {kind: classes}}"), "classes_per_peer"),
+        (with_keys(data="{partition: {kind: classes}}"), "classes_per_peer"),
     ],
 )
 def test_a_missing_key_is_named(file: Path, text: str, key: str) -> None:
@@ -259,7 +233,7 @@ def test_a_file_too_large_to_be_a_topology_is_refused_unread(file: Path) -> None
 def test_a_counts_file_that_is_no_file_is_named(file: Path, special: str) -> None:
     os.mkfifo(file.parent / "pipe")
     with pytest.raises(MissingFileError, match=re.escape(f"cannot read {file.parent / special}")):
-        load(file, _with(data=f"{{partition: {{kind: counts, file: {special}}}}}"))
+        load(file, with_keys(data=f"{{partition: {{kind: counts, file: {special}}}}}"))
 
 
 @pytest.mark.parametrize(
@@ -276,8 +250,8 @@ def test_what_a_file_holds_that_is_no_topology_is_not_told(file: Path, text: str
     [
         "graph: {kind: file, file: secret}\n",
         SMALL + "peers: {0: {profile: secret}}\n",
-        _with(data="{partition: {kind: counts, file: secret}}"),
-        _with(data="{partition: {kind: counts, table: [[1]], file: secret}}"),
+        with_keys(data="{partition: {kind: counts, file: secret}}"),
+        with_keys(data="{partition: {kind: counts, table: [[1]], file: secret}}"),
     ],
     ids=["graph", "profile", "counts", "counts-twice"],
 )
@@ -294,7 +268,7 @@ def test_what_a_file_holds_that_is_something_else_is_not_told(file: Path, text: 
 @pytest.mark.parametrize("value", ["2020-13-45", "0x_"])
 def test_a_value_that_yaml_itself_cannot_convert_is_refused(file: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(str(file))):
-        load(file, _with(seed=value))
+        load(file, with_keys(seed=value))
 
 
 PROPERTY = settings(max_examples=200, deadline=None, database=None)
@@ -367,7 +341,7 @@ def test_any_value_in_any_place_is_a_run_or_an_error_of_ours(scratch: Path, data
 
 @pytest.mark.parametrize("preset", config.PRESETS)
 def test_a_preset_sets_its_keys(file: Path, preset: str) -> None:
-    experiment = load(file, _with(preset=preset)).experiment
+    experiment = load(file, with_keys(preset=preset)).experiment
     assert experiment.preset == preset
     for section in ("model", "algorithm"):
         found = getattr(experiment, section).model_dump(mode="json")
@@ -375,7 +349,7 @@ def test_a_preset_sets_its_keys(file: Path, preset: str) -> None:
 
 
 def test_mce_pl_is_the_papers_protocol(file: Path) -> None:
-    experiment = load(file, _with(preset="mce-pl")).experiment
+    experiment = load(file, with_keys(preset="mce-pl")).experiment
     algorithm, model = experiment.algorithm, experiment.model
     assert (algorithm.lr, algorithm.fine_tune_lr, algorithm.weight_decay) == (10, 10, 5e-4)
     assert (algorithm.local_steps, algorithm.batch, algorithm.density) == (1, 128, ByKind(conv=0.3, linear=0.9))
@@ -384,11 +358,11 @@ def test_mce_pl_is_the_papers_protocol(file: Path) -> None:
 
 
 def test_the_default_preset_is_signed(file: Path) -> None:
-    assert load(file, SMALL) == load(file, _with(preset="signed"))
+    assert load(file, SMALL) == load(file, with_keys(preset="signed"))
 
 
 def test_the_file_wins_over_the_preset_key_by_key(file: Path) -> None:
-    plain = load(file, _with(preset="mce-pl")).experiment
+    plain = load(file, with_keys(preset="mce-pl")).experiment
     own = load(
         file, RING + "experiment: {preset: mce-pl, model: {name: cnn, norm: group}, algorithm: {lr: 2}}"
     ).experiment
@@ -405,18 +379,18 @@ def test_the_file_wins_over_the_preset_key_by_key(file: Path) -> None:
     ],
 )
 def test_a_density_replaces_the_presets_as_a_whole(file: Path, density: str, expected: object) -> None:
-    run = load(file, _with(preset="mce-pl", algorithm=f"{{density: {density}}}"))
+    run = load(file, with_keys(preset="mce-pl", algorithm=f"{{density: {density}}}"))
     assert run.experiment.algorithm.density == expected
     assert run.experiment.algorithm.lr == 10
 
 
 def test_half_a_density_by_kind_is_refused(file: Path) -> None:
     with pytest.raises(ConfigError, match="density"):
-        load(file, _with(algorithm="{density: {conv: 0.1}}"))
+        load(file, with_keys(algorithm="{density: {conv: 0.1}}"))
 
 
 def test_overrides_win_over_the_file_and_the_file_over_the_preset(file: Path) -> None:
-    text = _with(preset="mce-pl", seed="3", rounds="7", algorithm="{lr: 2, batch: 5}")
+    text = with_keys(preset="mce-pl", seed="3", rounds="7", algorithm="{lr: 2, batch: 5}")
     overrides = {"experiment": {"seed": 4, "algorithm": {"lr": 3.0}}}
     experiment = load(file, text, overrides).experiment
     assert (experiment.seed, experiment.rounds) == (4, 7)
@@ -426,12 +400,12 @@ def test_overrides_win_over_the_file_and_the_file_over_the_preset(file: Path) ->
 
 
 def test_an_overriding_preset_still_lies_below_the_file(file: Path) -> None:
-    algorithm = load(file, _with(algorithm="{lr: 2}"), {"experiment": {"preset": "mce-pl"}}).experiment.algorithm
+    algorithm = load(file, with_keys(algorithm="{lr: 2}"), {"experiment": {"preset": "mce-pl"}}).experiment.algorithm
     assert (algorithm.lr, algorithm.fine_tune_lr, algorithm.weight_decay) == (2, 10, 5e-4)
 
 
 def test_another_kind_replaces_and_the_same_kind_merges(file: Path) -> None:
-    text = _with(data="{name: mnist, test_samples: 9, partition: {kind: dirichlet, alpha: 0.5, fraction: 0.25}}")
+    text = with_keys(data="{name: mnist, test_samples: 9, partition: {kind: dirichlet, alpha: 0.5, fraction: 0.25}}")
 
     def partition(value: dict[str, Any]) -> config.PartitionConfig:
         data = load(file, text, {"experiment": {"data": {"partition": value}}}).experiment.data
@@ -536,10 +510,10 @@ def test_all_peers_of_the_graph_may_be_spoken_of(file: Path) -> None:
 def test_a_counts_file_is_read_into_the_settings(file: Path) -> None:
     (file.parent / "tables").mkdir()
     (file.parent / "tables" / "counts.txt").write_text("1 2 3\n\n  40\t5 0 \n")
-    run = load(file, _with(data="{partition: {kind: counts, file: tables/counts.txt, fraction: 0.5}}"))
+    run = load(file, with_keys(data="{partition: {kind: counts, file: tables/counts.txt, fraction: 0.5}}"))
     expected = config.CountsPartition(kind="counts", table=((1, 2, 3), (40, 5, 0)), fraction=0.5)
     assert run.experiment.data.partition == expected
-    inline = load(file, _with(data="{partition: {kind: counts, table: [[1, 2, 3], [40, 5, 0]], fraction: 0.5}}"))
+    inline = load(file, with_keys(data="{partition: {kind: counts, table: [[1, 2, 3], [40, 5, 0]], fraction: 0.5}}"))
     assert inline == run
 
 
@@ -547,7 +521,7 @@ def test_a_counts_file_is_read_into_the_settings(file: Path) -> None:
 def test_counts_need_either_a_file_or_a_table(file: Path, partition: str) -> None:
     (file.parent / "counts.txt").write_text("1\n")
     with pytest.raises(ConfigError, match="either 'file' or 'table'"):
-        load(file, _with(data=f"{{partition: {partition}}}"))
+        load(file, with_keys(data=f"{{partition: {partition}}}"))
 
 
 @pytest.mark.parametrize(
@@ -568,13 +542,13 @@ def test_a_wrong_counts_file_is_named_with_the_line(file: Path, text: str, says:
     path = file.parent / "counts.txt"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(says)) as caught:
-        load(file, _with(data="{partition: {kind: counts, file: counts.txt}}"))
+        load(file, with_keys(data="{partition: {kind: counts, file: counts.txt}}"))
     assert str(caught.value).startswith(str(path))
 
 
 def test_a_counts_file_that_is_not_there_is_named(file: Path) -> None:
     with pytest.raises(MissingFileError, match=re.escape(str(file.parent / "counts.txt"))):
-        load(file, _with(data="{partition: {kind: counts, file: counts.txt}}"))
+        load(file, with_keys(data="{partition: {kind: counts, file: counts.txt}}"))
 
 
 # --- files that come with dslth -------------------------------------------------------------------------------------
@@ -592,194 +566,6 @@ def test_every_shipped_topology_loads_and_builds(name: str) -> None:
     run.check_peers(graph.peers)
     addresses = {(run.network or NetworkConfig()).address(peer) for peer in range(graph.peers)}
     assert len(addresses) == graph.peers
-
-
-# --- writing --------------------------------------------------------------------------------------------------------
-
-EVERYTHING = """
-graph: {kind: small-world, peers: 5, neighbours: 2, p: 0.1, seed: 3}
-network: {addresses: ["a:1", "tcp://b:2"], host: "peer-{id}", port: 5}
-experiment:
-  preset: mce-pl
-  seed: 12345678901234567890
-  rounds: 3
-  data: {name: cifar10, folder: ~/data, test_samples: 11, partition: {kind: counts, table: [[1, 2], [3, 4]]}}
-  model: {name: cnn, output_elu: false}
-  algorithm: {lr: 1.0e-07, density: [0.1, 0.25], lasso: 1.0e-20, exchange: false}
-  deadline: 0.5
-  evaluate_every: 4
-peers:
-  1: {profile: phone.yaml, density: {conv: 0.1, linear: 0.2}}
-  4: {description: "no: yes #1", density: [0.1, 0.2], threads: 2}
-"""
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        SMALL,
-        EVERYTHING,
-        _with(preset="mce-pl"),
-        _with(data="{partition: {kind: dirichlet, alpha: 0.3, fraction: 0.1}}"),
-        "graph: {kind: edges, peers: 3, edges: [[0, 1], [1, 2]]}\nexperiment: {model: {name: resnet8}}\n",
-        "graph: {kind: file, file: graph.txt}\nexperiment: {model: {name: cnn}}\n",
-        SMALL + "network: {base_port: 5000}\n",
-    ],
-    ids=["small", "everything", "preset", "dirichlet", "edges", "graph-file", "network"],
-)
-def test_a_run_written_and_read_again_is_the_same(file: Path, tmp_path: Path, text: str) -> None:
-    run = load(file, text)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    assert load(elsewhere / "again.yaml", run.to_yaml()) == run
-
-
-@pytest.mark.parametrize("name", SHIPPED["topologies"])
-def test_a_shipped_run_written_and_read_again_is_the_same(file: Path, name: str) -> None:
-    run = config.load(name)
-    assert load(file, run.to_yaml()) == run
-
-
-def test_a_run_with_an_own_profile_stands_alone(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "watch.yaml").write_text("batch: 3")
-    run = load(file, SMALL + "peers: {0: {profile: watch.yaml}}\n")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    assert load(elsewhere / "again.yaml", run.to_yaml()) == run
-
-
-def test_a_profiles_key_taken_back_by_null_stays_taken_back(file: Path) -> None:
-    run = load(file, SMALL + "peers: {0: {profile: phone, density: null}}\n")
-    assert run.device(0).density is None
-    assert load(file, run.to_yaml()) == run
-
-
-def test_a_written_run_spells_out_every_default(file: Path) -> None:
-    written = yaml.safe_load(load(file, SMALL).to_yaml())
-    assert list(written) == ["graph", "experiment", "peers"]
-    experiment = written["experiment"]
-    assert set(experiment) == set(config.ExperimentConfig.model_fields)
-    assert set(experiment["algorithm"]) == set(config.AlgorithmConfig.model_fields) - {"epsilon"}  # which is not set
-    assert set(experiment["model"]) == set(config.ModelConfig.model_fields)
-
-
-# --- identity -------------------------------------------------------------------------------------------------------
-
-
-def shared(run: RunConfig, edges: str = "abc") -> dict[str, str]:
-    return {key.removeprefix("experiment."): value for key, value in config.identity(run, edges).items()}
-
-
-def differing(one: RunConfig, other: RunConfig) -> set[str]:
-    a, b = shared(one), shared(other)
-    return {key for key in a | b if a.get(key) != b.get(key)}
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"experiment": {"rounds": 99}},
-        {"experiment": {"codec": "bitpack"}},
-        {"experiment": {"deadline": 3.5}},
-        {"experiment": {"evaluate_every": 7}},
-        {"experiment": {"data": {"folder": "/somewhere"}}},
-        {"experiment": {"data": {"test_samples": 7}}},
-        {"network": {"base_port": 5000}},
-        {"network": {"addresses": ["a:1"]}},
-        {"peers": {0: {"density": 0.1, "batch": 3, "threads": 2, "speed": 0.5}}},
-        {"peers": {0: {"profile": "phone"}}},
-    ],
-    ids=str,
-)
-def test_a_peer_may_choose_this_for_itself(file: Path, overrides: dict[str, Any]) -> None:
-    assert config.identity(load(file, SMALL, overrides), "abc") == config.identity(load(file, SMALL), "abc")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "keys"),
-    [
-        ({"seed": 2}, ["seed"]),
-        ({"model": {"name": "cnn"}}, ["model.name"]),
-        ({"model": {"init": "default"}}, ["model.init"]),
-        ({"model": {"norm": "local-response"}}, ["model.norm"]),
-        ({"model": {"output_elu": True}}, ["model.output_elu"]),
-        ({"data": {"name": "mnist"}}, ["data.name"]),
-        ({"data": {"partition": {"classes_per_peer": 2}}}, ["data.partition.classes_per_peer"]),
-        ({"data": {"partition": {"fraction": 0.5}}}, ["data.partition.fraction"]),
-        ({"data": {"partition": {"kind": "iid"}}}, ["data.partition.kind", "data.partition.classes_per_peer"]),
-        ({"algorithm": {"lr": 0.125}}, ["algorithm.lr"]),
-        ({"algorithm": {"weight_decay": 0.125}}, ["algorithm.weight_decay"]),
-        ({"algorithm": {"fine_tune_lr": 0.125}}, ["algorithm.fine_tune_lr"]),
-        ({"algorithm": {"local_steps": 9}}, ["algorithm.local_steps"]),
-        ({"algorithm": {"batch": 9}}, ["algorithm.batch"]),
-        ({"algorithm": {"lasso": 0.125}}, ["algorithm.lasso"]),
-        ({"algorithm": {"min_filter_weights": 20}}, ["algorithm.min_filter_weights"]),
-        ({"algorithm": {"scores": "own"}}, ["algorithm.scores"]),
-        ({"algorithm": {"exchange": False}}, ["algorithm.exchange"]),
-        ({"algorithm": {"density": {"conv": 0.125, "linear": 0.9}}}, ["algorithm.density.conv"]),
-    ],
-    ids=str,
-)
-def test_all_peers_must_agree_on_this(file: Path, overrides: dict[str, Any], keys: list[str]) -> None:
-    text = """
-graph: {kind: ring, peers: 4}
-experiment:
-  model: {name: mlp}
-  data: {partition: {kind: classes, classes_per_peer: 4}}
-  algorithm: {density: {conv: 0.5, linear: 0.9}, scores: common}
-"""
-    assert differing(load(file, text), load(file, text, {"experiment": overrides})) == set(keys)
-
-
-def test_all_peers_must_agree_on_the_counts_and_on_the_graph(file: Path) -> None:
-    tables = [load(file, _with(data=f"{{partition: {{kind: counts, table: [[1, {n}]]}}}}")) for n in (2, 3)]
-    assert differing(*tables) == {"data.partition.table"}
-    run = load(file, SMALL)
-    assert shared(run)["topology"] == "abc"
-    assert shared(run) | {"topology": "def"} == shared(run, "def")
-
-
-def test_a_preset_is_what_it_sets_not_its_name(file: Path) -> None:
-    spelled_out = yaml.safe_load(load(file, _with(preset="mce-pl")).to_yaml())
-    spelled_out["experiment"]["preset"] = "signed"
-    assert differing(load(file, _with(preset="mce-pl")), load(file, yaml.safe_dump(spelled_out))) == set()
-
-
-def test_identity_is_flat_text(file: Path) -> None:
-    found = config.identity(load(file, EVERYTHING), "abc")
-    assert all(isinstance(key, str) and isinstance(value, str) for key, value in found.items())
-    assert shared(load(file, EVERYTHING))["seed"] == "12345678901234567890"
-
-
-# --- network --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("network", "peer", "address"),
-    [
-        (NetworkConfig(), 0, "tcp://127.0.0.1:47100"),
-        (NetworkConfig(), 3, "tcp://127.0.0.1:47103"),
-        (NetworkConfig(host="10.0.0.7", base_port=5000), 12, "tcp://10.0.0.7:5012"),
-        (NetworkConfig(host="peer-{id}", port=47100), 12, "tcp://peer-12:47100"),
-        (NetworkConfig(host="{id}.row{id}.example.org", base_port=80), 2, "tcp://2.row2.example.org:82"),
-        (NetworkConfig(host="peer-{id}", port=9, base_port=5), 1, "tcp://peer-1:9"),
-        (NetworkConfig(addresses=("a:1", "b:2")), 1, "tcp://b:2"),
-        (NetworkConfig(addresses=("a:1", "tcp://[::1]:2"), port=9), 1, "tcp://[::1]:2"),
-        (NetworkConfig(base_port=65535), 0, "tcp://127.0.0.1:65535"),
-    ],
-)
-def test_address(network: NetworkConfig, peer: int, address: str) -> None:
-    assert network.address(peer) == address
-
-
-def test_a_peer_without_an_address_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"network\.addresses: 2 addresses, but there is a peer 2"):
-        NetworkConfig(addresses=("a:1", "b:2")).address(2)
-
-
-def test_a_port_beyond_the_last_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"network\.base_port: 65530 leaves no port for peer 6"):
-        NetworkConfig(base_port=65530).address(6)
 
 
 # --- data folder ----------------------------------------------------------------------------------------------------
