@@ -4,7 +4,7 @@ from dslth import wire
 from dslth.coding.codecs import BY_NAME
 from dslth.exchange.streams import Incoming, MaskCoding, Outgoing
 from dslth.wire import Hello, Refusal, Refused
-from test_codecs import SIZES, drawn, flipped, forecast_of, walk
+from walks import SIZES, drawn, flipped, forecast_of, walk
 
 DIGEST = bytes(16)
 NAMES = ["auto", *BY_NAME]

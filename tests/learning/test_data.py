@@ -500,7 +500,8 @@ def _crafted(dtype: Made) -> bytes:
 READ = """
 import sys
 from pathlib import Path
-from dslth import config, data, files, launcher, topology
+from dslth import config
+from dslth.learning import data
 try:
     data.load(config.DataConfig(name="cifar10", folder=sys.argv[1]))
 except data.DataError as error:
