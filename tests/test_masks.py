@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dslth.masks import BitMask, packed_size
+from dslth.masks import BitMask, largest, packed_size
 
 Layers = list[NDArray[np.bool_]]
 
@@ -116,3 +116,13 @@ def test_masks_of_other_layers_cannot_be_compared() -> None:
             mask ^ BitMask.from_arrays(other)
         with pytest.raises(ValueError, match=r"argument|length|size"):
             mask.flips(BitMask.from_arrays(other))
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 9), max_size=40), st.data())
+def test_the_largest_are_the_end_of_a_stable_sort(values: list[int], data: st.DataObject) -> None:
+    magnitudes = np.array(values, np.float32)
+    count = data.draw(st.integers(0, len(values)))
+    kept, threshold = largest(magnitudes, count)
+    assert set(np.flatnonzero(kept)) == set(np.argsort(magnitudes, kind="stable")[len(values) - count :])
+    assert threshold == magnitudes[kept].min(initial=magnitudes.max(initial=0))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dslth.coding.rangecoder import Indices
-from dslth.masks import BitMask, packed_size
+from dslth.masks import BitMask, largest, packed_size
 
 __all__ = ["GROUPS", "Forecast"]
 
@@ -30,11 +30,7 @@ class Forecast:
     def __init__(self, magnitudes: Sequence[NDArray[np.float32]], ones: Sequence[int]) -> None:
         kept, bits, counts, start = [], list[Indices](), list[Indices](), 0
         for layer, count in zip(magnitudes, ones, strict=True):
-            first = min(len(layer) - count, len(layer) - 1)
-            threshold = np.partition(layer, first)[first] if len(layer) else np.float32(0)
-            mask = layer > threshold
-            tied = np.flatnonzero(layer == threshold)
-            mask[tied[len(tied) - (count - np.count_nonzero(mask)) :]] = True
+            mask, threshold = largest(layer, count)
             kept.append(mask)
             group = np.searchsorted(_EDGES, np.abs(layer - threshold), side="right").astype(np.uint8)
             bits.append(start + np.argsort(group, kind="stable"))

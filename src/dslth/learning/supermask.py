@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dslth import config
 from dslth.config import Init
 from dslth.errors import ConfigError
+from dslth.masks import largest
 from dslth.seeds import Stream
 
 __all__ = [
@@ -118,14 +119,7 @@ def top_k(scores: Tensor, k: float) -> Tensor:
     Among equal magnitudes at the threshold those with lower flat index are dropped first.
     """
     magnitudes = scores.detach().abs().reshape(-1).numpy()
-    n = magnitudes.size
-    drop = dropped(n, k)
-    if drop == n:
-        return torch.zeros(scores.shape, dtype=torch.bool)
-    threshold = np.partition(magnitudes, drop)[drop]  # the smallest kept one; a full sort takes 50 times longer
-    kept = magnitudes > threshold
-    tied = np.flatnonzero(magnitudes == threshold)
-    kept[tied[len(tied) - (n - drop - np.count_nonzero(kept)) :]] = True
+    kept, _ = largest(magnitudes, magnitudes.size - dropped(magnitudes.size, k))
     return torch.from_numpy(kept).reshape(scores.shape)
 
 
