@@ -3,15 +3,20 @@
 Notation, per layer: weights ``w`` are frozen; scores ``s`` are what a peer learns; ``a`` is the mean of its
 neighbours' masks (the peer itself not included); ``e`` the effective scores, the paper's intermediate aggregation
 tensor; ``m`` the mask. All are float32 tensors of the layer's shape, ``m`` is boolean. Lists run over layers.
+
+The paper's steps come first, in its order: a round is ``gradient``, ``local_step``, ``extract_masks``, the exchange,
+``combine``, ``fine_tune``. The variants, which are off unless a setting asks for them, come after.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dslth.learning.means import MEANS
 from dslth.learning.supermask import FrozenNet, structured, top_k
 
 __all__ = [
@@ -24,15 +29,23 @@ __all__ = [
     "fine_tune",
     "gradient",
     "group_lasso",
+    "lifts",
     "local_step",
     "masked_weights",
+    "respond",
+    "smoothed",
     "straight_through",
+    "unbiased",
 ]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The constants of one peer: density of each layer, steps, weight decay, group lasso, structured removal."""
+    """The constants of one peer: density of each layer, steps, weight decay; the variants below are off as they are.
+
+    ``mean`` is one of ``MEANS``, ``inertia`` the weight of the own last mask, ``momentum`` the share of the last
+    ``a`` that stays, ``flip`` the probability that randomised response sends a bit flipped (below 1/2).
+    """
 
     densities: Sequence[float]
     lr: float
@@ -40,6 +53,10 @@ class Setting:
     fine_tune_lr: float
     lasso: float = 0.0
     min_filter_weights: int = 0
+    mean: str = "plain"
+    inertia: float = 0.0
+    momentum: float = 0.0
+    flip: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,43 +65,6 @@ class Gradient:
 
     loss: float
     g: list[Tensor]
-
-
-def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], rule: str) -> list[Tensor]:
-    """Average neighbours' masks (one list of layers each) to ``a``, per layer; zeros where there are none.
-
-    ``plain`` is the paper's mean. ``trimmed`` leaves out, at each weight, the highest and the lowest quarter of the
-    votes, one each at least; ``median`` is the vote of most. ``similar`` weighs a neighbour by how much more its mask
-    agrees with the ``own`` one than chance would have it.
-    """
-    count = len(masks)
-    if rule == "similar":
-        weights = [max(0.0, _agreement(mask, own)) for mask in masks]
-        count_of_all = sum(weights)
-        layers = [[w * m for w, m in zip(weights, layer, strict=True)] for layer in zip(*masks, strict=True)]
-        return [torch.stack(layer).sum(0) / count_of_all for layer in layers] if count_of_all else _zeros(own)
-    if not count:
-        return _zeros(own)
-    ones = [torch.stack(layer).sum(0) for layer in zip(*masks, strict=True)]
-    if rule == "median":
-        return [(2 * n > count).float() + 0.5 * (2 * n == count) for n in ones]
-    cut = max(1, count // 4) if rule == "trimmed" and count > 2 else 0
-    return [(n - cut).clamp(0, count - 2 * cut) / (count - 2 * cut) for n in ones]
-
-
-def _zeros(layers: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(layer) for layer in layers]
-
-
-def _agreement(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """Return Cohen's kappa of two masks over all layers: 1 where they are the same, 0 where no more than by chance."""
-    alike = sum(float((x == y).sum()) for x, y in zip(a, b, strict=True))
-    chance = sum(
-        float(x.sum() * y.sum() + (x.numel() - x.sum()) * (y.numel() - y.sum())) / x.numel()
-        for x, y in zip(a, b, strict=True)
-    )
-    total = sum(x.numel() for x in a)
-    return (alike - chance) / (total - chance) if total > chance else 0.0
 
 
 def effective_scores(s: Tensor, a: Tensor) -> Tensor:
@@ -147,6 +127,44 @@ def local_step(scores: Sequence[Tensor], g: Sequence[Tensor], setting: Setting) 
     return [s - setting.lr * (d + setting.weight_decay * s) for s, d in zip(scores, g, strict=True)]
 
 
+def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], setting: Setting) -> list[Tensor]:
+    """Average the masks received (float32, one list of layers a neighbour) to ``a'``; zeros where there are none.
+
+    The paper's mean is ``plain``; some others look at the peer's ``own`` mask. With randomised response the mean is
+    freed of its bias, and may leave [0, 1]. Raises ValueError where ``setting.mean`` is not the name of a mean.
+    """
+    if setting.mean not in MEANS:
+        raise ValueError(f"there is no mean {setting.mean!r}, only {', '.join(MEANS)}")
+    mean = MEANS[setting.mean](masks, own)
+    return unbiased(mean, setting.flip) if setting.flip and masks else mean
+
+
 def fine_tune(scores: Sequence[Tensor], g: Sequence[Tensor], means: Sequence[Tensor], setting: Setting) -> list[Tensor]:
     """Step again where the new neighbours' masks agree: ``s <- s - lr_ft * g * a'`` (step 7, same gradient)."""
     return [s - setting.fine_tune_lr * d * a for s, d, a in zip(scores, g, means, strict=True)]
+
+
+# --- variants -------------------------------------------------------------------------------------------------------
+
+
+def lifts(means: Sequence[Tensor], own: Sequence[Tensor], setting: Setting) -> list[Tensor]:
+    """Return what stands for ``a`` in steps 1 to 6 and 8 with inertia: ``a + inertia * m``, ``m`` the own last mask."""
+    return [a + setting.inertia * m for a, m in zip(means, own, strict=True)] if setting.inertia else list(means)
+
+
+def smoothed(before: Sequence[Tensor], now: Sequence[Tensor], setting: Setting) -> list[Tensor]:
+    """Keep a share of the last round's ``a``: ``momentum * a + (1 - momentum) * a'``."""
+    keep = setting.momentum
+    return [keep * a + (1 - keep) * new for a, new in zip(before, now, strict=True)]
+
+
+def respond(masks: Sequence[Tensor], setting: Setting, noise: np.random.Generator) -> list[Tensor]:
+    """Flip each bit of boolean masks with probability ``flip`` (randomised response), before they are sent."""
+    if not setting.flip:
+        return list(masks)
+    return [m ^ torch.from_numpy(noise.random(tuple(m.shape)) < setting.flip) for m in masks]
+
+
+def unbiased(means: Sequence[Tensor], flip: float) -> list[Tensor]:
+    """Undo what randomised response does to a mean of many masks: ``(a - flip) / (1 - 2 * flip)``."""
+    return [(a - flip) / (1 - 2 * flip) for a in means]

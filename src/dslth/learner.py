@@ -1,7 +1,8 @@
 """One peer's learning: its data, scores and masks; the algorithm between two exchanges, as bit masks outside."""
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from dslth.masks import BitMask
 from dslth.run.events import Accuracies
 from dslth.seeds import Stream
 
-__all__ = ["Learner", "Samples", "processor"]
+__all__ = ["Learner", "Samples", "processor", "threads"]
 
 EVALUATION_BATCH = 250
 
@@ -25,6 +26,21 @@ EVALUATION_BATCH = 250
 def processor() -> str:
     """Return what torch computes with, as in ``AVX2``; with another one, sums differ in their last bits."""
     return str(torch.backends.cpu.get_cpu_capability())
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads where this thread calls it, and afterwards with as many as before.
+
+    torch keeps their number by calling thread. But the first question or computation of a thread overwrites it with
+    what any thread has set last, which is why it is asked for before it is set.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Samples:
@@ -73,11 +89,16 @@ class Learner:
     def __init__(self, peer: int, n_peers: int, experiment: ExperimentConfig, device: DeviceConfig) -> None:
         self.peer, self.seed = peer, experiment.seed
         self._algorithm = settings = experiment.algorithm
-        torch.set_num_threads(device.threads)
-
+        self._threads = device.threads
         self._samples = Samples(peer, n_peers, experiment, device)
-        module = models.build(experiment.model, data.SHAPES[experiment.data.name], self._samples.classes)
-        self.net = supermask.freeze(module, self.seed, experiment.model.init, settings.density)
+        with threads(self._threads):
+            module = models.build(experiment.model, data.SHAPES[experiment.data.name], self._samples.classes)
+            self.net = supermask.freeze(module, self.seed, experiment.model.init, settings.density)
+            self._scores = supermask.initial_scores(self.net, self.seed, self._owner(peer))
+            # before the first exchange every neighbour's mask is one common Bernoulli(k) mask
+            first = supermask.bernoulli_masks(self.net, self.seed, settings.density) if settings.exchange else None
+            self._means = first or [torch.zeros_like(w) for w in self.net.weights]
+            self._own = [torch.zeros_like(w) for w in self.net.weights]
         shapes = [tuple(w.shape) for w in self.net.weights]
         self._setting = algorithm.Setting(
             densities=supermask.densities(settings.density if device.density is None else device.density, shapes),
@@ -86,13 +107,11 @@ class Learner:
             fine_tune_lr=settings.fine_tune_lr,
             lasso=settings.lasso,
             min_filter_weights=settings.min_filter_weights,
+            mean=settings.mean,
+            inertia=settings.inertia,
+            momentum=settings.momentum,
+            flip=settings.flip,
         )
-        self._scores = supermask.initial_scores(self.net, self.seed, self._owner(peer))
-        # before the first exchange every neighbour's mask is one common Bernoulli(k) mask
-        self._means = [torch.zeros_like(w) for w in self.net.weights]
-        if settings.exchange:
-            self._means = supermask.bernoulli_masks(self.net, self.seed, settings.density)
-        self._own = [torch.zeros_like(w) for w in self.net.weights]
         self._gradient: list[Tensor] = []
         self._forecasts: dict[tuple[int | str, tuple[int, ...]], Forecast] = {}
 
@@ -107,7 +126,8 @@ class Learner:
         key = self._owner(peer), tuple(ones)
         if key not in self._forecasts:
             shapes = [tuple(w.shape) for w in self.net.weights]
-            masks = supermask.bernoulli_masks(self.net, self.seed, self._algorithm.density)
+            with threads(self._threads):
+                masks = supermask.bernoulli_masks(self.net, self.seed, self._algorithm.density)
             first = [supermask.unit_scores(self.seed, key[0], layer, shape) for layer, shape in enumerate(shapes)]
             magnitudes = [(np.abs(s) + np.float32(0.5) * a.numpy()).ravel() for s, a in zip(first, masks, strict=True)]
             self._forecasts[key] = Forecast(magnitudes, ones)
@@ -133,24 +153,23 @@ class Learner:
         losses = []
         totals = [torch.zeros_like(s) for s in self._scores]
         steps = self._algorithm.local_steps
-        for step in range(steps):
-            images, labels = self._samples.batch(round_, step)
-            gradient = algorithm.gradient(self.net, self._scores, self._lifts(), images, labels, self._setting)
-            self._scores = algorithm.local_step(self._scores, gradient.g, self._setting)
-            losses.append(gradient.loss)
-            for total, g in zip(totals, gradient.g, strict=True):
-                total += g
-        self._gradient = [total / steps for total in totals]
-        masks = self._masks()
-        self._own = [m.float() for m in masks]
-        return self._response(BitMask.from_arrays(m.numpy() for m in masks)), float(np.mean(losses))
+        with threads(self._threads):
+            for step in range(steps):
+                images, labels = self._samples.batch(round_, step)
+                gradient = algorithm.gradient(self.net, self._scores, self._lifts(), images, labels, self._setting)
+                self._scores = algorithm.local_step(self._scores, gradient.g, self._setting)
+                losses.append(gradient.loss)
+                for total, g in zip(totals, gradient.g, strict=True):
+                    total += g
+            self._gradient = [total / steps for total in totals]
+            masks = self._masks()
+            self._own = [m.float() for m in masks]
+            noise = np.random.default_rng(secrets.randbits(128))  # the neighbours know the run's seed
+            return _packed(algorithm.respond(masks, self._setting, noise)), float(np.mean(losses))
 
     def _lifts(self) -> list[Tensor]:
-        """Return what lifts the scores: the neighbours' mean ``a``, and the peer's own last mask times ``inertia``."""
-        inertia = self._algorithm.inertia
-        if not inertia:
-            return self._means
-        return [a + inertia * own for a, own in zip(self._means, self._own, strict=True)]
+        """Return what lifts the scores: the neighbours' mean ``a``, with inertia also the peer's own last mask."""
+        return algorithm.lifts(self._means, self._own, self._setting)
 
     def _masks(self) -> list[Tensor]:
         """Return the masks of the scores and neighbours' masks as they stand (steps 6 and 8)."""
@@ -160,28 +179,14 @@ class Learner:
         """Take in the neighbours' new masks (step 7); whoever is missing is left out of the mean."""
         if not self._algorithm.exchange:
             return
-        momentum = self._algorithm.momentum
-        mean = self._mean([masks[peer] for peer in sorted(masks)])
-        self._means = [momentum * old + (1 - momentum) * new for old, new in zip(self._means, mean, strict=True)]
-        self._scores = algorithm.fine_tune(self._scores, self._gradient, self._means, self._setting)
+        with threads(self._threads):
+            mean = algorithm.combine([self._unpacked(masks[peer]) for peer in sorted(masks)], self._own, self._setting)
+            self._means = algorithm.smoothed(self._means, mean, self._setting)
+            self._scores = algorithm.fine_tune(self._scores, self._gradient, self._means, self._setting)
 
-    def _mean(self, masks: Sequence[BitMask]) -> list[Tensor]:
-        """Average the masks to ``a``, per layer, freed of the bias of randomised response."""
-        shapes = [w.shape for w in self.net.weights]
-        received = [
-            [torch.from_numpy(layer).float().reshape(shape) for layer, shape in zip(mask.arrays(), shapes, strict=True)]
-            for mask in masks
-        ]
-        mean, flip = algorithm.combine(received, self._own, self._algorithm.mean), self._algorithm.flip
-        return [(a - flip) / (1 - 2 * flip) for a in mean] if flip and masks else mean
-
-    def _response(self, mask: BitMask) -> BitMask:
-        """Flip each bit at random; from the system's randomness, because the neighbours know the run's seed."""
-        flip = self._algorithm.flip
-        if not flip:
-            return mask
-        noise = np.random.default_rng(secrets.randbits(128))
-        return BitMask.from_arrays(bits.astype(bool) ^ (noise.random(len(bits)) < flip) for bits in mask.arrays())
+    def _unpacked(self, mask: BitMask) -> list[Tensor]:
+        layers = zip(mask.arrays(), self.net.weights, strict=True)
+        return [torch.from_numpy(layer).float().reshape(w.shape) for layer, w in layers]
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Return what was learned between two rounds: scores, neighbours' mean and own last mask of each layer."""
@@ -200,12 +205,18 @@ class Learner:
 
     def mask(self) -> BitMask:
         """Return the mask that is in use (step 8)."""
-        return BitMask.from_arrays(m.numpy() for m in self._masks())
+        with threads(self._threads):
+            return _packed(self._masks())
 
     def evaluate(self) -> Accuracies:
         """Classify both test sets with the mask in use (step 8)."""
-        masked = algorithm.masked_weights(self.net, self._masks())
-        return self._samples.accuracies(lambda images: self.net(masked, images))
+        with threads(self._threads):
+            masked = algorithm.masked_weights(self.net, self._masks())
+            return self._samples.accuracies(lambda images: self.net(masked, images))
+
+
+def _packed(masks: Sequence[Tensor]) -> BitMask:
+    return BitMask.from_arrays(m.numpy() for m in masks)
 
 
 def _normalised(images: data.Images) -> Tensor:

@@ -76,7 +76,8 @@ def digest(name, mode, transport):
         done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, env=os.environ)
         if done.returncode:
             raise SystemExit(f"{name}, {mode}, {transport}: {done.stderr}")
-        said = [json.loads(text) for path in Path(folder).glob("run/peers/*.jsonl") for text in path.open()]
+        lines = (text for path in Path(folder).glob("run/peers/*.jsonl") for text in path.read_text().splitlines())
+        said = [json.loads(text) for text in lines]
     # in async mode who hears what is a matter of time: only the first masks are the same in every run
     rounds = {"0"} if mode == "async" else {str(event["round"]) for event in said if event["event"] == "round"}
     masks = sorted(

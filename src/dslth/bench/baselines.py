@@ -25,7 +25,7 @@ import psutil
 from dslth.bench.methods import METHODS, Method
 from dslth.config import ExperimentConfig, RunConfig
 from dslth.errors import JoinError
-from dslth.learner import processor
+from dslth.learner import processor, threads
 from dslth.run import sinks
 from dslth.run.events import Accuracies, Event, Finished, Joined, LinkStats, RoundReport, Seconds
 from dslth.run.folder import RunFolder
@@ -63,20 +63,21 @@ class Baseline:
         join_timeout: float,
     ) -> Finished:
         """Run one peer from listening to its final report; JoinError where a neighbour does not come."""
-        method = METHODS[self.method](peer, run, topology, self.lr)
-        transport = ZeroMqTransport(method.largest)
-        outputs: list[sinks.Sink] = []
-        try:
-            addresses = meet(transport.listen(listen))
-            outputs += [sinks.JsonLines(folder.reports(peer)), reports()]
-            loop = Loop(peer, run.experiment, method, transport, outputs, stop)
-            loop.join(addresses, join_timeout)
-            with before_exchange(folder, peer).open("w", encoding="utf-8") as before:
-                return loop.play(before)
-        finally:
-            transport.close()
-            for output in outputs:
-                output.close()
+        with threads(run.device(peer).threads):
+            method = METHODS[self.method](peer, run, topology, self.lr)
+            transport = ZeroMqTransport(method.largest)
+            outputs: list[sinks.Sink] = []
+            try:
+                addresses = meet(transport.listen(listen))
+                outputs += [sinks.JsonLines(folder.reports(peer)), reports()]
+                loop = Loop(peer, run.experiment, method, transport, outputs, stop)
+                loop.join(addresses, join_timeout)
+                with before_exchange(folder, peer).open("w", encoding="utf-8") as before:
+                    return loop.play(before)
+            finally:
+                transport.close()
+                for output in outputs:
+                    output.close()
 
 
 @dataclass

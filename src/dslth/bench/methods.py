@@ -68,7 +68,6 @@ class Method(ABC):
 
     def __init__(self, peer: int, run: RunConfig, topology: Topology, lr: float | None = None) -> None:
         self.device, self.run = run.device(peer), run
-        torch.set_num_threads(self.device.threads)
         self.samples = Samples(peer, topology.peers, run.experiment, self.device)
         self.net = _Net(run.experiment, self.samples.classes)
         self.x, self.velocity = self.net.first.clone(), torch.zeros_like(self.net.first)

@@ -1,0 +1,70 @@
+"""How a peer averages its neighbours' masks to ``a``: the registry of means.
+
+A mean takes the masks of the neighbours that are there, one list of layers each, and the peer's own mask; all are
+float32 tensors of 0 and 1. It returns ``a``, per layer, in [0, 1]; zeros where there are no masks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["MEANS", "Mean"]
+
+Layers = Sequence[Tensor]
+Mean = Callable[[Sequence[Layers], Layers], list[Tensor]]
+
+
+def plain(masks: Sequence[Layers], own: Layers) -> list[Tensor]:
+    """Average as the paper does."""
+    return _without_extremes(masks, own, 0)
+
+
+def trimmed(masks: Sequence[Layers], own: Layers) -> list[Tensor]:
+    """Leave out, at each weight, the highest and the lowest quarter of the votes, one each at least."""
+    return _without_extremes(masks, own, max(1, len(masks) // 4) if len(masks) > 2 else 0)
+
+
+def median(masks: Sequence[Layers], own: Layers) -> list[Tensor]:
+    """Take, at each weight, the vote of most; one half where there are as many for it as against it."""
+    count = len(masks)
+    return [(2 * n > count).float() + 0.5 * (2 * n == count) for n in _votes(masks)] if masks else _zeros(own)
+
+
+def similar(masks: Sequence[Layers], own: Layers) -> list[Tensor]:
+    """Weigh a neighbour by how much more its mask agrees with the ``own`` one than chance would have it."""
+    weights = [max(0.0, _agreement(mask, own)) for mask in masks]
+    total = sum(weights)
+    if not total:
+        return _zeros(own)
+    layers = [[w * m for w, m in zip(weights, layer, strict=True)] for layer in zip(*masks, strict=True)]
+    return [torch.stack(layer).sum(0) / total for layer in layers]
+
+
+MEANS: Mapping[str, Mean] = {"plain": plain, "trimmed": trimmed, "median": median, "similar": similar}
+"""All means by the name that ``experiment.algorithm.mean`` has for them."""
+
+
+def _without_extremes(masks: Sequence[Layers], own: Layers, cut: int) -> list[Tensor]:
+    count = len(masks) - 2 * cut
+    return [(n - cut).clamp(0, count) / count for n in _votes(masks)] if masks else _zeros(own)
+
+
+def _votes(masks: Sequence[Layers]) -> list[Tensor]:
+    """Count the neighbours that keep each weight."""
+    return [torch.stack(layer).sum(0) for layer in zip(*masks, strict=True)]
+
+
+def _zeros(layers: Layers) -> list[Tensor]:
+    return [torch.zeros_like(layer) for layer in layers]
+
+
+def _agreement(a: Layers, b: Layers) -> float:
+    """Return Cohen's kappa of two masks over all layers: 1 where they are the same, 0 where no more than by chance."""
+    alike = sum(float((x == y).sum()) for x, y in zip(a, b, strict=True))
+    chance = sum(
+        float(x.sum() * y.sum() + (x.numel() - x.sum()) * (y.numel() - y.sum())) / x.numel()
+        for x, y in zip(a, b, strict=True)
+    )
+    total = sum(x.numel() for x in a)
+    return (alike - chance) / (total - chance) if total > chance else 0.0

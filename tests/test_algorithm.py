@@ -1,0 +1,52 @@
+"""The algorithm's variants; its steps are compared with the authors' own code in ``conformance``."""
+
+import math
+from dataclasses import replace
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+
+from dslth import algorithm
+from dslth.algorithm import Setting
+
+PAPER = Setting(densities=(0.5,), lr=10.0, weight_decay=5e-4, fine_tune_lr=10.0)
+
+
+def votes(count, n=50, share=0.5):
+    rng = np.random.default_rng(1)
+    return [[torch.from_numpy(rng.random(n) < share).float()] for _ in range(count)]
+
+
+def test_a_mean_that_there_is_not_is_refused_by_name():
+    with pytest.raises(ValueError, match="no mean 'trimed', only plain, trimmed, median, similar"):
+        algorithm.combine(votes(3), votes(1)[0], replace(PAPER, mean="trimed"))
+
+
+def test_inertia_adds_the_own_last_mask_to_the_neighbours_mean():
+    (a,), (own,) = votes(2)
+    assert torch.equal(algorithm.lifts([a], [own], PAPER)[0], a)
+    assert torch.equal(algorithm.lifts([a], [own], replace(PAPER, inertia=0.5))[0], a + 0.5 * own)
+
+
+def test_momentum_keeps_a_share_of_the_mean_before():
+    (before,), (now,) = votes(2)
+    assert torch.equal(algorithm.smoothed([before], [now], PAPER)[0], now)
+    (a,) = algorithm.smoothed([before], [now], replace(PAPER, momentum=0.25))
+    assert torch.allclose(a, 0.25 * before + 0.75 * now)
+
+
+def test_randomised_response_flips_as_many_bits_as_it_says_and_the_mean_is_freed_of_them():
+    noise = np.random.default_rng(2)
+    mask = torch.from_numpy(noise.random((100, 50)) < 0.4)
+    assert torch.equal(algorithm.respond([mask], PAPER, noise)[0], mask)
+    setting = replace(PAPER, flip=1 / (1 + math.exp(1.5)))
+    sent = [algorithm.respond([mask], setting, noise) for _ in range(60)]
+    spread = 5 * math.sqrt(setting.flip * (1 - setting.flip) / mask.numel() / len(sent))
+    assert fmean(float((noisy ^ mask).float().mean()) for (noisy,) in sent) == pytest.approx(setting.flip, abs=spread)
+    assert len({noisy.numpy().tobytes() for (noisy,) in sent}) == len(sent)
+    (a,) = algorithm.combine([[noisy.float()] for (noisy,) in sent], [mask.float()], setting)
+    assert float(a[mask].mean()) == pytest.approx(1, abs=0.02)
+    assert float(a[~mask].mean()) == pytest.approx(0, abs=0.02)
+    assert algorithm.combine([], [mask.float()], setting)[0].count_nonzero() == 0
