@@ -63,6 +63,9 @@ def test_the_source_keeps_to_it(broken):
         ("wire.py", "import zmq", {CLOCKS}),
         ("coding/codecs.py", "import threading", {CLOCKS}),
         ("exchange/streams.py", "import socket", {CLOCKS}),
+        ("exchange/protocol.py", "import time", {CLOCKS}),
+        ("exchange/modes.py", "import threading", {CLOCKS}),
+        ("exchange/neighbour.py", "import zmq", {CLOCKS}),
         ("masks.py", "import asyncio", {CLOCKS}),
     ],
 )
