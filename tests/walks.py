@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dslth.coding.codecs import Forecast
+from dslth.coding.forecast import Forecast
 from dslth.masks import BitMask
 
 SIZES = (13, 640, 7, 1)

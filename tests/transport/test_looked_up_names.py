@@ -3,12 +3,12 @@
 import threading
 
 import pytest
+from test_transport import deliver, wait_for
 
 from dslth.errors import AddressError
 from dslth.transport import names
 from dslth.transport.names import Names, resolve
 from dslth.transport.zeromq import ZeroMqTransport
-from test_transport import deliver, wait_for
 
 
 class Server:
