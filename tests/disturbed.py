@@ -8,6 +8,7 @@ from functools import partial
 
 from dslth import config, topology
 from dslth.bench.stress import relay
+from dslth.engines.base import PeerJob, Surroundings, run_peer
 from dslth.run.events import parse
 from dslth.run.folder import RunFolder
 from dslth.run.summary import summarise
@@ -34,8 +35,9 @@ class Disturbed:
 
     def start(self, *peers, listen=LOCAL, **options):
         for peer in peers or range(self.graph.peers):
-            place = (self.run, self.graph, self.folder, dict(self.relays.ports))
-            process = self._context.Process(target=_be, args=(peer, *place, listen, options))
+            surround = partial(relay.behind_relays, ports=dict(self.relays.ports))
+            job = PeerJob(peer, self.run, self.graph, self.folder, listen=listen, surround=surround, **options)
+            process = self._context.Process(target=_run, args=(job,))
             process.start()
             self.processes[peer] = process
 
@@ -82,8 +84,7 @@ class Disturbed:
         self.relays.close()
 
 
-def _be(peer, run, graph, folder, ports, listen, options):
+def _run(job):
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    be = partial(relay.behind_relays, ports=ports, meet=lambda address: [""] * graph.peers)
-    be(peer, run, graph, folder, stop, listen=listen, **{"join_timeout": 60} | options)
+    run_peer(job, Surroundings(stop, lambda address: [""] * job.topology.peers))

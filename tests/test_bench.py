@@ -25,7 +25,7 @@ from dslth.bench import comm, show
 from dslth.bench.baselines import Loop, read_header
 from dslth.bench.entropy import conditional_bits, mask_bits
 from dslth.bench.methods import METHODS
-from dslth.engines.launcher import run_local
+from dslth.engines.supervisor import run_local
 from dslth.errors import JoinError
 from dslth.masks import packed_size
 from dslth.run import sinks
@@ -409,7 +409,7 @@ def test_what_is_recorded_is_what_was_sent(topology_file, tmp_path, lift):
     run = config.load(topology_file())
     folder = RunFolder(tmp_path / "run")
     graph = topology.build(run.graph, run.experiment.seed)
-    run_local(run, graph, folder, transport="memory", be=partial(comm.recorded, lift=lift))
+    run_local(run, graph, folder, transport="memory", method=partial(comm.recorded, lift=lift))
     size = packed_size(folder.events()[0][0].sizes)
     for peer, (_, *rounds, _) in folder.events().items():
         packed = (folder.path / "masks" / f"peer-{peer}.bits").read_bytes()

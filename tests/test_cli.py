@@ -17,7 +17,7 @@ from rich.console import Console
 
 from dslth import config, topology
 from dslth.cli import main as cli
-from dslth.engines.launcher import run_local
+from dslth.engines.supervisor import run_local
 from dslth.errors import MissingFileError
 from dslth.run.events import Joined, LinkStats, RoundReport
 from dslth.run.folder import RunFolder

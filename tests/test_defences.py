@@ -6,7 +6,7 @@ from statistics import fmean
 import numpy as np
 
 from dslth import config, topology
-from dslth.engines.launcher import run_local, run_one
+from dslth.engines.supervisor import run_local
 from dslth.learner import Learner
 from dslth.masks import BitMask
 from dslth.run.folder import RunFolder
@@ -28,8 +28,9 @@ class Liar(Learner):
         return BitMask.from_arrays(lies), loss
 
 
-def lying(peer, *rest, liars, **place):
-    return run_one(peer, *rest, make_learner=Liar if peer in liars else Learner, **place)
+def lying(job, *, liars):
+    make = Liar if job.peer in liars else Learner
+    return make(job.peer, job.topology.peers, job.run.experiment, job.run.device(job.peer))
 
 
 def honest_accuracy(folder, liars=LIARS, **algorithm):
@@ -40,7 +41,7 @@ def honest_accuracy(folder, liars=LIARS, **algorithm):
     }
     run = config.load("ring", settings)
     graph = topology.build(run.graph, run.experiment.seed)
-    outcome = run_local(run, graph, RunFolder(folder), transport="memory", be=partial(lying, liars=liars))
+    outcome = run_local(run, graph, RunFolder(folder), transport="memory", method=partial(lying, liars=liars))
     return fmean(p.accuracy_personal for p in outcome.summary.peers if p.id not in liars)
 
 

@@ -3,15 +3,17 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from dslth import config, topology
-from dslth.engines import launcher
+from dslth.engines import supervisor
 from dslth.errors import JoinError, PeerFailedError
 from dslth.run.events import RoundReport
 from dslth.run.folder import RunFolder
+from dslth.run.sinks import Call
 from live import write_topology
 
 VICTIM = 2
@@ -22,9 +24,10 @@ def kill_myself():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def be(peer, run, graph, folder, stop, *, at, **options):
-    """Be a peer; the victim notes each start, and kills itself where it is told to."""
-    if peer == VICTIM:
+def surround(job, around, *, at):
+    """Let the victim note each start, and kill itself where it is told to."""
+    folder = job.folder
+    if job.peer == VICTIM:
         with (folder.path / "starts").open("a") as file:
             file.write("started\n")
         if at == "out of memory":
@@ -32,9 +35,10 @@ def be(peer, run, graph, folder, stop, *, at, **options):
         if at in ("start", "out of memory"):
             kill_myself()
         first = started(folder) == 1
-        options["meet"] = partial(meet, at, first, options["meet"])
-        options["watch"] = partial(watch, 7 if at == "round 7" or (at == "round 7, then met" and first) else None)
-    return launcher.run_one(peer, run, graph, folder, stop, **options)
+        round_ = 7 if at == "round 7" or (at == "round 7, then met" and first) else None
+        sinks = (*around.sinks, Call(partial(watch, round_)))
+        around = replace(around, meet=partial(meet, at, first, around.meet), sinks=sinks)
+    return around
 
 
 def meet(at, first, really, address):
@@ -58,20 +62,20 @@ def started(folder):
 @pytest.fixture
 def killed(tmp_path, monkeypatch):
     """Run three peers one of which is killed; the outcome, and how often that one was started."""
-    monkeypatch.setattr(launcher, "BACK_OFF_SECONDS", 0.02)
+    monkeypatch.setattr(supervisor, "BACK_OFF_SECONDS", 0.02)
 
     def go(at, *, restart=True, join_timeout=FOR_EVER, **experiment):
         file = write_topology(tmp_path / "small.yaml", **{"rounds": 12, "checkpoint_every": 5, **experiment})
         run = config.load(file)
         folder = RunFolder(tmp_path / "run")
-        outcome = launcher.run_local(
+        outcome = supervisor.run_local(
             run,
             topology.build(run.graph, run.experiment.seed),
             folder,
             join_timeout=join_timeout,
             restart=restart,
             orphans=False,
-            be=partial(be, at=at),
+            surround=partial(surround, at=at),
         )
         assert outcome.failure is not None
         return outcome, started(folder)
@@ -97,7 +101,7 @@ def test_where_the_kernel_says_that_memory_ran_out_nothing_is_tried_again(killed
     (tmp_path / "run").mkdir()
     counters = tmp_path / "run/vmstat"
     counters.write_text("pgfault 10\noom_kill 7\n")
-    monkeypatch.setattr(launcher, "COUNTERS", counters)
+    monkeypatch.setattr(supervisor, "COUNTERS", counters)
     outcome, starts = killed("out of memory")
     assert "the kernel ended 2 for lack of memory" in blamed(outcome)
     assert starts == 1
@@ -120,7 +124,7 @@ def test_neighbours_that_waited_in_vain_for_whom_nobody_killed_are(killed):
 def test_a_peer_that_is_killed_again_and_again_is_given_up_though_it_plays_old_rounds(killed, at, deadline):
     outcome, starts = killed(at, deadline=deadline)
     blamed(outcome)
-    assert starts == 1 + launcher.RESTARTS
+    assert starts == 1 + supervisor.RESTARTS
     assert [said.what for said in outcome.summary.happenings].count("gave-up") == 1
     rounds = {peer.id: peer.rounds_completed for peer in outcome.summary.peers}
     assert rounds[VICTIM] == 8
@@ -128,5 +132,5 @@ def test_a_peer_that_is_killed_again_and_again_is_given_up_though_it_plays_old_r
 
 
 def test_the_counter_of_the_kernel():
-    assert launcher._oom_kills() >= 0
-    assert "oom_kill " in launcher.COUNTERS.read_text()
+    assert supervisor._oom_kills() >= 0
+    assert "oom_kill " in supervisor.COUNTERS.read_text()

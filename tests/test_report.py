@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from dslth import config, topology, wire
 from dslth.bench import codec, comm, show
 from dslth.bench.stress import chaos, chaos_show, soak
-from dslth.engines import launcher
 from dslth.engines.inbox import Inbox, Reporter
+from dslth.engines.supervisor import run_local
+from dslth.keys import Keys
 from dslth.run import events
 from dslth.run.events import Finished, Joined, LinkStats, Noticed, RoundReport, Seconds
 from dslth.run.folder import RunFolder
@@ -362,13 +363,11 @@ def test_ctrl_c_ends_a_run_whose_port_is_flooded(commands, topology_file, tmp_pa
     assert process.returncode == 130, stderr
 
 
-def pouring(peer, run, topology, folder, stop, *, listen, meet, reports, join_timeout):
-    """Be a peer that reports without end."""
-    sink = reports()
-    meet("tcp://127.0.0.1:1")
-    while not stop.is_set():
-        sink.emit(noticed(peer))
-    sink.close()
+def pouring(job, around):
+    """Report without end."""
+    while not around.stop.is_set():
+        around.sinks[0].emit(noticed(job.peer))
+    return around
 
 
 def test_ctrl_c_ends_a_run_whose_peers_report_without_end(topology_file, tmp_path):
@@ -380,17 +379,15 @@ def test_ctrl_c_ends_a_run_whose_peers_report_without_end(topology_file, tmp_pat
         if len(heard) == 1000:
             os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = launcher.run_local(
-        run, topology.build(run.graph, 1), RunFolder(tmp_path / "run"), watch=watch, be=pouring
-    )
+    outcome = run_local(run, topology.build(run.graph, 1), RunFolder(tmp_path / "run"), watch=watch, surround=pouring)
     assert outcome.interrupted
 
 
 def test_a_peer_speaks_for_itself_alone_and_the_run_takes_turns():
     public, secret = zmq.curve_keypair()
     pairs = [zmq.curve_keypair() for _ in range(3)]
-    inbox = Inbox("tcp://127.0.0.1:*", 2, launcher.Keys(public, secret, {0: pairs[0][0], 1: pairs[1][0]}))
-    ends = [Reporter(inbox.address, launcher.Keys(*pair, {0: public})) for pair in pairs]
+    inbox = Inbox("tcp://127.0.0.1:*", 2, Keys(public, secret, {0: pairs[0][0], 1: pairs[1][0]}))
+    ends = [Reporter(inbox.address, Keys(*pair, {0: public})) for pair in pairs]
     try:
         ends[2].emit(noticed(0, detail="a stranger's"))
         ends[1].emit(noticed(0, detail="another's"))

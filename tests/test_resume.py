@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dslth import config, topology
-from dslth.engines import launcher
+from dslth.engines.supervisor import run_local
 from dslth.run.folder import RunFolder
 from dslth.run.summary import PeerSummary
 from dslth.seeds import Stream
@@ -49,7 +49,7 @@ def undisturbed(tmp_path_factory):
     file = write_topology(folder / "patient.yaml", **PATIENT)
     run = config.load(file)
     graph = topology.build(run.graph, run.experiment.seed)
-    done = launcher.run_local(run, graph, RunFolder(folder / "run"), transport="memory")
+    done = run_local(run, graph, RunFolder(folder / "run"), transport="memory")
     return digests(done.summary), rounds_of(folder / "run")
 
 

@@ -1,7 +1,7 @@
 """Where the commands start, ``python -m dslth`` among them: Ctrl-C is seen to before anything heavy is imported.
 
 From here on Ctrl-C ends a command at once, with 130 and without a word; an exception in the midst of an import would be
-a traceback, or be swallowed. What must be put in order first says so: ``options.orderly``, ``launcher.end_on_signals``.
+a traceback, or be swallowed. What must be put in order first says so: ``options.orderly``, ``end_on_signals``.
 """
 
 import os

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dslth import config, files, topology
-from dslth.engines import launcher
+from dslth.engines.base import preflight
 from dslth.errors import DataError
 from dslth.learning import data
 from dslth.learning.pickled import read_batch
@@ -951,5 +951,5 @@ def test_what_is_missing_is_said_before_a_run(tmp_path: Path) -> None:
     write_cifar(tmp_path, lambda *_: binary(*batch(1, 200)), ".bin")
     data_settings = {"name": "cifar10", "folder": str(tmp_path), "partition": {"kind": "iid"}}
     run = config.load("ring", {"experiment": {"data": data_settings}, "graph": {"kind": "ring", "peers": 3}})
-    note = launcher.preflight(run, topology.build(run.graph, 1))
+    note = preflight(run, topology.build(run.graph, 1))
     assert note.startswith(f"cifar10: {tmp_path} has 1,000 training and 200 test images; 49,000 and 9,800 of the whole")

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from dslth import config, files, topology
-from dslth.engines import launcher
+from dslth.engines.supervisor import run_local
 from dslth.errors import BusyError
 from dslth.run.events import Finished
 from dslth.run.folder import RunFolder
@@ -353,7 +353,7 @@ def recorded(tmp_path_factory):
     file = folder / "small.yaml"
     file.write_text("graph: {kind: ring, peers: 3}\nexperiment: {rounds: 2, model: {name: mlp}}\n")
     run = config.load(file)
-    launcher.run_local(run, topology.build(run.graph, 1), RunFolder(folder / "run"), transport="memory")
+    run_local(run, topology.build(run.graph, 1), RunFolder(folder / "run"), transport="memory")
     return folder / "run"
 
 

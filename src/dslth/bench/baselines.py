@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from math import inf
@@ -23,13 +23,13 @@ import numpy as np
 import psutil
 
 from dslth.bench.methods import METHODS, Method
-from dslth.config import ExperimentConfig, RunConfig
+from dslth.config import ExperimentConfig
+from dslth.engines.base import PeerJob, Surroundings
 from dslth.errors import JoinError
 from dslth.learner import processor, threads
 from dslth.run import sinks
 from dslth.run.events import Accuracies, Event, Finished, Joined, LinkStats, RoundReport, Seconds
 from dslth.run.folder import RunFolder
-from dslth.topology import Topology
 from dslth.transport import Delivery, Transport
 from dslth.transport.zeromq import ZeroMqTransport
 
@@ -44,39 +44,28 @@ MAX_HEADER = 16
 
 @dataclass(frozen=True)
 class Baseline:
-    """What ``launcher.run_local`` lets each peer be: one of METHODS, at its own learning rate or another one."""
+    """What ``run_local`` lets each peer be: one of METHODS, at its own learning rate or another one."""
 
     method: str
     lr: float | None = None
 
-    def __call__(
-        self,
-        peer: int,
-        run: RunConfig,
-        topology: Topology,
-        folder: RunFolder,
-        stop: threading.Event,
-        *,
-        listen: str,
-        meet: Callable[[str], Sequence[str]],
-        reports: Callable[[], sinks.Sink],
-        join_timeout: float,
-    ) -> Finished:
+    def __call__(self, job: PeerJob, surroundings: Surroundings) -> Finished:
         """Run one peer from listening to its final report; JoinError where a neighbour does not come."""
-        with threads(run.device(peer).threads):
-            method = METHODS[self.method](peer, run, topology, self.lr)
+        folder, peer = job.folder, job.peer
+        with threads(job.run.device(peer).threads):
+            method = METHODS[self.method](peer, job.run, job.topology, self.lr)
             transport = ZeroMqTransport(method.largest)
             outputs: list[sinks.Sink] = []
             try:
-                addresses = meet(transport.listen(listen))
-                outputs += [sinks.JsonLines(folder.reports(peer)), reports()]
-                loop = Loop(peer, run.experiment, method, transport, outputs, stop)
-                loop.join(addresses, join_timeout)
+                addresses = surroundings.meet(transport.listen(job.listen))
+                outputs += [sinks.JsonLines(folder.reports(peer)), *surroundings.sinks]
+                loop = Loop(peer, job.run.experiment, method, transport, outputs, surroundings.stop)
+                loop.join(addresses, job.join_timeout)
                 with before_exchange(folder, peer).open("w", encoding="utf-8") as before:
                     return loop.play(before)
             finally:
                 transport.close()
-                for output in outputs:
+                for output in outputs[:1]:
                     output.close()
 
 

@@ -26,11 +26,12 @@ from dslth.bench.entropy import ORDERS, mask_bits
 from dslth.bench.methods import METHODS, RATES
 from dslth.coding import codecs
 from dslth.config import CodecName, RunConfig
-from dslth.engines.launcher import run_local, run_one
+from dslth.engines.base import PeerJob, mask_learner
+from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError
 from dslth.learner import Learner
 from dslth.masks import BitMask, packed_size
-from dslth.run.events import Finished, Joined, RoundReport
+from dslth.run.events import Joined, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.run.summary import summarise
 from dslth.show.words import amount, percent
@@ -49,14 +50,12 @@ def _masks_file(folder: RunFolder, peer: int) -> Path:
     return folder.path / "masks" / f"peer-{peer}.bits"
 
 
-def recorded(
-    peer: int, run: RunConfig, topology: Topology, folder: RunFolder, *rest: Any, lift: bool = True, **place: Any
-) -> Finished:
-    """Be a peer that keeps the packed masks that it sends, for their entropy.
+def recorded(job: PeerJob, *, lift: bool = True) -> Learner:
+    """Return what learns a mask and keeps the packed masks that are sent, for their entropy.
 
     Without ``lift`` its masks come from its own scores alone: no aggregation tensor, fine-tuning stays.
     """
-    file = _masks_file(folder, peer)
+    file = _masks_file(job.folder, job.peer)
     file.parent.mkdir(exist_ok=True)
 
     class Recording(Learner):
@@ -70,16 +69,17 @@ def recorded(
             lifts = super()._lifts()
             return lifts if lift else [torch.zeros_like(a) for a in lifts]
 
-    return run_one(peer, run, topology, folder, *rest, make_learner=Recording, **place)
+    return Recording(job.peer, job.topology.peers, job.run.experiment, job.run.device(job.peer))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way to learn: what each peer is, and what it changes in the run's settings."""
+    """A way to learn: by what each peer learns, and what it changes in the run's settings."""
 
     name: str
     what: str
-    be: Callable[..., Finished]
+    method: Callable[[PeerJob], Learner] = mask_learner
+    be: Baseline | None = None
     codec: CodecName | None = None
     algorithm: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,10 +93,10 @@ class Row:
 _CODECS = (*(codec.name for codec in codecs.BY_ID.values()), CodecName.AUTO)
 _ROWS = (
     *(Row(f"mce-{name}", f"MCE-PL, codec {name}", recorded, codec=name) for name in _CODECS),
-    Row("mce-alone", "MCE-PL without exchange", run_one, algorithm={"exchange": False}),
+    Row("mce-alone", "MCE-PL without exchange", algorithm={"exchange": False}),
     Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(recorded, lift=False)),
     Row("mce-no-tune", "MCE-PL without fine-tuning", recorded, algorithm={"fine_tune_lr": 0.0}),
-    *(Row(name, (method.__doc__ or "").partition(":")[0], Baseline(name)) for name, method in METHODS.items()),
+    *(Row(name, (method.__doc__ or "").partition(":")[0], be=Baseline(name)) for name, method in METHODS.items()),
 )
 ROWS: Mapping[str, Row] = {row.name: row for row in _ROWS}
 
@@ -284,10 +284,10 @@ def run_rows(
         tries: list[Figures] = []
         method = METHODS.get(row.name)
         for lr in RATES if tune and method else [method.lr if method else None]:
-            be = replace(row.be, lr=lr) if isinstance(row.be, Baseline) else row.be
+            be = replace(row.be, lr=lr) if row.be else None
             place = RunFolder(folder / (row.name if lr is None else f"{row.name}-{lr:g}"))
             settings = row.settings(run)
-            if stop.is_set() or run_local(settings, topology, place, be=be).interrupted:
+            if stop.is_set() or run_local(settings, topology, place, method=row.method, be=be).interrupted:
                 return
             figures = measure(row, place, lr)
             shutil.rmtree(place.path / "masks", ignore_errors=True)

@@ -21,7 +21,7 @@ from dslth.cli.options import (
     SeedOption,
     TopologyOption,
 )
-from dslth.engines import launcher
+from dslth.engines.base import end_on_signals
 from dslth.show.console import Terminal, err, out
 
 __all__ = ["bench_app"]
@@ -77,7 +77,7 @@ def comm(
     folder = options.new_folder(out_dir, f"bench-comm-{Path(topology_file).stem}").path
     stop = threading.Event()
     measured = []
-    with launcher.end_on_signals(stop):  # between two rows too: what is measured is written
+    with end_on_signals(stop):  # between two rows too: what is measured is written
         for figures in comm.run_rows(selected, settings, graph_of_peers, folder / "rows", stop, tune=tune, say=_say):
             measured.append(figures)
             compared = comm.compare(measured, target)

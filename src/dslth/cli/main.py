@@ -40,12 +40,15 @@ from dslth.cli.options import (
 from dslth.config import EngineName, Restart, TransportName
 from dslth.deploy import place, reports
 from dslth.deploy.collector import Collector
-from dslth.engines import launcher, ray
+from dslth.engines.base import PeerJob, Surroundings, end_on_signals, run_peer
 from dslth.engines.inbox import Inbox
+from dslth.engines.ray import Ray, placed
+from dslth.engines.supervisor import Outcome, check_resumable, run_local
 from dslth.errors import ConfigError, DslthError, MissingFileError, OutputError
 from dslth.run.checkpoint import Checkpoints
 from dslth.run.events import Event, Joined, RoundReport
 from dslth.run.folder import Launch, RunFolder
+from dslth.run.sinks import Call
 from dslth.run.summary import PeerSummary, Summary, check_played, summarise
 from dslth.show import tables, timeline
 from dslth.show.console import err, out
@@ -241,12 +244,12 @@ def run(
     )
     folder = None if resume is None else RunFolder(resume)
     if folder:
-        launcher.check_resumable(settings, graph_of_peers, folder)
+        check_resumable(settings, graph_of_peers, folder)
     if folder and folder.have_finished(range(graph_of_peers.peers), settings.experiment.rounds):
-        _tell(launcher.Outcome(folder, summarise(folder), interrupted=False), as_json=as_json)
+        _tell(Outcome(folder, summarise(folder), interrupted=False), as_json=as_json)
         return
     if on_ray:  # which finds addresses itself; keys are made for the run
-        settings = ray.placed(settings, insecure=launch.insecure)
+        settings = placed(settings, insecure=launch.insecure)
         launch = launch.model_copy(update={"curve": not launch.insecure})
     elif not (in_memory or launch.curve):
         settings = keys_cli.checked(settings, graph_of_peers, insecure=launch.insecure)
@@ -256,7 +259,7 @@ def run(
     table = LiveTable(graph_of_peers.peers, settings.experiment.rounds, title)
     with options.orderly():  # the fork server's files are removed at the very end
         with _live(table, quiet=as_json) as watch:
-            outcome = launcher.run_local(
+            outcome = run_local(
                 settings,
                 graph_of_peers,
                 folder,
@@ -265,8 +268,8 @@ def run(
                 watch=watch,
                 restart=launch.restart == Restart.ON_FAILURE,
                 orphans=launch.orphans,
-                be=partial(launcher.run_one, faults=befall),
-                make_workers=partial(ray.RayWorkers, cluster=launch.address) if on_ray else None,
+                faults=befall,
+                engine=partial(Ray, cluster=launch.address) if on_ray else None,
                 launch=launch,
             )
         _tell(outcome, as_json=as_json)
@@ -279,7 +282,7 @@ def _as_before(context: typer.Context, typed: Launch, before: Launch) -> Launch:
     return before.model_copy(update={name: getattr(typed, name) for name in chosen})
 
 
-def _tell(outcome: launcher.Outcome, *, as_json: bool) -> None:
+def _tell(outcome: Outcome, *, as_json: bool) -> None:
     """Show what became of a run, and end as it did."""
     folder = outcome.folder
     if as_json and outcome.summary:
@@ -363,7 +366,7 @@ def collect(
     table = LiveTable(graph_of_peers.peers, settings.experiment.rounds, _title(topology_file, settings))
     stop = threading.Event()
     how = keys_cli.secured(settings, topology_file, [listen], insecure=insecure, folder=keys_dir)
-    with launcher.end_on_signals(stop), folder.owned():
+    with end_on_signals(stop), folder.owned():
         mine = reports.collector_keys(how.network, graph_of_peers.peers, patience, stop, make=keys_dir is not None)
         inbox = Inbox(listen, graph_of_peers.peers, mine)
         try:
@@ -538,14 +541,14 @@ def _peer(
             checkpoints.clear()
         anew = not checkpoints.files()
         if not anew and (folder.path / "topology.yaml").is_file():
-            launcher.check_resumable(settings, graph_of_peers, folder)
+            check_resumable(settings, graph_of_peers, folder)
         folder.begin(settings, graph_of_peers, anew=anew)
         if anew:
             folder.reports(peer).unlink(missing_ok=True)  # those of a run before
         return addresses
 
     stop = threading.Event()
-    with launcher.end_on_signals(stop):
+    with end_on_signals(stop):
         if keys_dir is not None:
             keys.ensure(keys_dir, peer)
             keys.wait_for(keys_dir, [*neighbours, *([graph_of_peers.peers] if reports_to else [])], join_timeout, stop)
@@ -556,20 +559,18 @@ def _peer(
                 if not (as_json or quiet):
                     _say(event, settings.experiment.rounds)
 
-            launcher.run_one(
+            job = PeerJob(
                 peer,
                 how,
                 graph_of_peers,
                 folder,
-                stop,
                 listen=listen,
-                meet=begin,
-                forget=not settings.experiment.keep_checkpoints,
-                faults=befall,
-                watch=watch,
-                join_timeout=join_timeout,
                 advertise=advertise or "",
+                join_timeout=join_timeout,
+                faults=befall,
+                forget=not settings.experiment.keep_checkpoints,
             )
+            run_peer(job, Surroundings(stop, begin, (Call(watch),)))
     summary = next(figures for figures in summarise(folder).peers if figures.id == peer)
     if as_json:
         print(summary.to_json())  # noqa: T201

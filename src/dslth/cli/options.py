@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from dslth import config, topology
 from dslth.config import CodecName, Preset, RunConfig
-from dslth.engines import launcher
+from dslth.engines.base import preflight
 from dslth.errors import MissingFileError, OutputError
 from dslth.run.folder import RunFolder
 from dslth.show.console import err
@@ -116,7 +116,7 @@ def look_at_data(settings: RunConfig, graph: Topology, peer: int | None = None) 
     ``peer`` is the one that is to run here, None for all.
     """
     with _bars() as progress:
-        note = launcher.preflight(settings, graph, progress, peer)
+        note = preflight(settings, graph, progress, peer)
     if note:
         err.print(f"note: {note}")
 

@@ -62,7 +62,7 @@ def chaos(
 
     from dslth.bench.stress import chaos as measured  # torch is heavy: only who measures loads it
     from dslth.bench.stress import chaos_show as shown
-    from dslth.engines.launcher import run_local
+    from dslth.engines.supervisor import run_local
 
     faults = measured.schedule(settings, graph, every)
     if not faults:

@@ -17,12 +17,13 @@ from dataclasses import replace
 from typing import Any
 
 from dslth.config import NetworkConfig, RunConfig, Security
-from dslth.engines.launcher import Failure, Settings
-from dslth.errors import ConfigError, DslthError, PeerFailedError
+from dslth.engines.base import Failure, PeerJob, Surroundings, run_peer
+from dslth.errors import ConfigError, PeerFailedError
 from dslth.run.events import Event
 from dslth.run.folder import RunFolder
+from dslth.run.sinks import Call
 
-__all__ = ["RayWorkers", "placed"]
+__all__ = ["Ray", "placed"]
 
 TICK = 0.2
 CONNECT_SECONDS = 10.0
@@ -31,16 +32,16 @@ CONNECT_SECONDS = 10.0
 class _Peer:
     """What runs in an actor's process: one peer in a thread, and what its driver asks it meanwhile."""
 
-    def __init__(self, peer: int, settings: Settings) -> None:
+    def __init__(self, job: PeerJob) -> None:
         import ray
 
-        self._peer, self._settings, self._host = peer, settings, ray.util.get_node_ip_address()
+        self._job, self._host = job, ray.util.get_node_ip_address()
         self._book: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._addresses: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._failure: Failure | None = None
-        self._thread = threading.Thread(target=self._be, name=f"dslth-peer-{peer}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"dslth-peer-{job.peer}", daemon=True)
         self._thread.start()
 
     def address(self) -> str:
@@ -68,34 +69,22 @@ class _Peer:
         """Ask the peer to end."""
         self._stop.set()
 
-    def _be(self) -> None:
-        settings = self._settings
+    def _run(self) -> None:
         with socket.create_server((self._host, 0)) as free:
             address = f"tcp://{self._host}:{free.getsockname()[1]}"
+        # a peer that comes back is not where its neighbours knew it
+        job = replace(self._job, listen=address, advertise=address)
         try:
-            settings.be(
-                self._peer,
-                settings.run,
-                settings.topology,
-                settings.folder,
-                self._stop,
-                listen=address,
-                meet=self._meet,
-                watch=self._events.put,
-                join_timeout=settings.join_timeout,
-                advertise=address,  # a peer that comes back is not where its neighbours knew it
-            )
-        except DslthError as error:
-            self._failure = Failure(error.exit_code, str(error), "")
+            run_peer(job, Surroundings(self._stop, self._meet, (Call(self._events.put),)))
         except Exception as error:
-            self._failure = Failure(PeerFailedError.exit_code, f"{type(error).__name__}: {error}", "")
+            self._failure = Failure.of(error)
 
     def _meet(self, address: str) -> Sequence[str]:
         self._book.put(address)
         while not self._stop.is_set():
             with suppress(queue.Empty):
                 return self._addresses.get(timeout=TICK)
-        return [address] * self._settings.topology.peers
+        return [address] * self._job.topology.peers
 
 
 def placed(run: RunConfig, *, insecure: bool) -> RunConfig:
@@ -103,16 +92,17 @@ def placed(run: RunConfig, *, insecure: bool) -> RunConfig:
     return run.model_copy(update={"network": NetworkConfig(security=Security.NONE) if insecure else None})
 
 
-class RayWorkers:
-    """The peers of a run as actors of a Ray cluster; see launcher.Workers.
+class Ray:
+    """The peers of a run as actors of a Ray cluster; see Engine.
 
     ``cluster`` is the cluster's address; without one, that of ``RAY_ADDRESS``, or a cluster on this machine alone.
     Raises ConfigError without Ray, or where no cluster answers.
     """
 
-    def __init__(self, settings: Settings, cluster: str | None = None) -> None:
-        folder = RunFolder(settings.folder.path.resolve())  # actors work elsewhere
-        self._settings, self.met = replace(settings, folder=folder), False
+    def __init__(self, jobs: Sequence[PeerJob], cluster: str | None = None) -> None:
+        # actors work elsewhere
+        self._jobs = {job.peer: replace(job, folder=RunFolder(job.folder.path.resolve())) for job in jobs}
+        self.met = False
         self._words = redirect_stdout(sys.stderr)  # Ray tells of lost nodes where the figures go
         self._words.__enter__()
         self._ray = _ray(cluster)
@@ -121,7 +111,7 @@ class RayWorkers:
         self._asked: dict[Any, int] = {}
         self._failures: dict[int, Failure] = {}
         self._done: set[int] = set()
-        for peer in range(settings.topology.peers):
+        for peer in self._jobs:
             self._start(peer)
 
     def _start(self, peer: int) -> None:
@@ -130,7 +120,7 @@ class RayWorkers:
         place = strategies.NodeAffinitySchedulingStrategy(nodes[peer % len(nodes)], soft=True)
         # no share of a node's processors is booked: peers of a node that is lost must find room elsewhere
         actor = self._ray.remote(_Peer).options(num_cpus=0, scheduling_strategy=place)
-        self._actors[peer] = actor.remote(peer, self._settings)
+        self._actors[peer] = actor.remote(self._jobs[peer])
         self._asked[self._actors[peer].address.remote()] = peer
 
     def restart(self, peer: int) -> None:
@@ -149,7 +139,7 @@ class RayWorkers:
             try:
                 said = self._ray.get(asked)
             except self._ray.exceptions.RayActorError:
-                self._failures[peer] = Failure(PeerFailedError.exit_code, "its process or its node was lost", "")
+                self._failures[peer] = Failure(PeerFailedError.exit_code, "its process or its node was lost")
                 continue
             if isinstance(said, str):
                 self._introduce(peer, said)

@@ -16,7 +16,7 @@ import psutil
 
 from dslth.bench.stress.relay import Relays, behind_relays, directed, whereabouts
 from dslth.config import RunConfig
-from dslth.engines.launcher import Outcome, run_local
+from dslth.engines.supervisor import Outcome, run_local
 from dslth.run.events import Event, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.seeds import Stream
@@ -189,8 +189,9 @@ def disturbed(
     injector = _Injector(faults, run, relays, folder)
     injector.start()
     try:
-        be = partial(behind_relays, ports=dict(relays.ports))
-        return run_local(run, topology, folder, watch=injector.take, restart=True, orphans=False, be=be), injector.done
+        surround = partial(behind_relays, ports=dict(relays.ports))
+        done = run_local(run, topology, folder, watch=injector.take, restart=True, orphans=False, surround=surround)
+        return done, injector.done
     finally:
         injector.end()
         relays.close()

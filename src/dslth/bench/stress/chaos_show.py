@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dslth.bench.stress.chaos import SIGNS, Figures, Injected
-from dslth.engines.launcher import Outcome
+from dslth.engines.supervisor import Outcome
 from dslth.errors import OutputError
 from dslth.show import timeline
 from dslth.show.tables import Fitted

@@ -18,7 +18,7 @@ from dslth import wire
 from dslth.bench.stress.relay import HOST, Relays, behind_relays, directed, whereabouts
 from dslth.coding import codecs
 from dslth.config import RunConfig, identity
-from dslth.engines.launcher import run_local
+from dslth.engines.supervisor import run_local
 from dslth.learner import Learner
 from dslth.run.events import Event, RoundReport
 from dslth.run.folder import RunFolder
@@ -229,9 +229,9 @@ def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connec
     relays = Relays(directed(topology), port)
     fuzzer.start()
     try:
-        be = partial(behind_relays, ports=dict(relays.ports))
+        surround = partial(behind_relays, ports=dict(relays.ports))
         settings = run.model_copy(update={"experiment": endless})
-        outcome = run_local(settings, topology, folder, watch=fuzzer.take, orphans=False, be=be)
+        outcome = run_local(settings, topology, folder, watch=fuzzer.take, orphans=False, surround=surround)
     finally:
         relays.close()
     peers = outcome.measured().peers

@@ -6,15 +6,14 @@ import os
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
 from dslth import files
-from dslth.config import RunConfig
-from dslth.engines.launcher import run_one
-from dslth.run import events
+from dslth.engines.base import PeerJob, Surroundings
 from dslth.run.folder import RunFolder
 from dslth.topology import Topology
 
@@ -167,28 +166,18 @@ def across(topology: Topology, one_side: Collection[int]) -> list[Edge]:
     return [(a, b) for a, b in directed(topology) if (a in one_side) != (b in one_side)]
 
 
-def behind_relays(
-    peer: int,
-    run: RunConfig,
-    topology: Topology,
-    folder: RunFolder,
-    stop: threading.Event,
-    *,
-    meet: Callable[[str], Sequence[str]],
-    ports: Mapping[Edge, int],
-    **options: Any,
-) -> events.Finished:
-    """Be a peer (see ``launcher.run_one``) that reaches its neighbours through relays, and notes where it is itself."""
+def behind_relays(job: PeerJob, surroundings: Surroundings, *, ports: Mapping[Edge, int]) -> Surroundings:
+    """Let a peer reach its neighbours through relays, and note where it is itself; see ``PeerJob.surround``."""
 
     def through_relays(address: str) -> Sequence[str]:
         me = Whereabouts(os.getpid(), psutil.Process().create_time(), int(address.rpartition(":")[2]))
-        files.replace(_note(folder, peer), json.dumps(me).encode())
-        addresses = list(meet(address))
-        for neighbour in topology.neighbours(peer):
-            addresses[neighbour] = f"tcp://{HOST}:{ports[peer, neighbour]}"
+        files.replace(_note(job.folder, job.peer), json.dumps(me).encode())
+        addresses = list(surroundings.meet(address))
+        for neighbour in job.topology.neighbours(job.peer):
+            addresses[neighbour] = f"tcp://{HOST}:{ports[job.peer, neighbour]}"
         return addresses
 
-    return run_one(peer, run, topology, folder, stop, meet=through_relays, **options)
+    return replace(surroundings, meet=through_relays)
 
 
 def whereabouts(folder: RunFolder, peer: int) -> Whereabouts | None:

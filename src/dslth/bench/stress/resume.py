@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from dslth.config import RunConfig
-from dslth.engines.launcher import run_local
+from dslth.engines.supervisor import run_local
 from dslth.errors import PeerFailedError
 from dslth.run.folder import RunFolder
 from dslth.run.summary import Summary

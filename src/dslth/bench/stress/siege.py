@@ -23,7 +23,7 @@ import psutil
 from dslth import keys, wire
 from dslth.bench.stress.attacks import ATTACKS, ELSEWHERE, HOST, Attack, Canary, Foe, Seat
 from dslth.config import Mode, NetworkConfig, RunConfig, Security, identity
-from dslth.engines.launcher import run_one
+from dslth.engines.base import PeerJob, Surroundings, run_peer
 from dslth.errors import JoinError, MissingFileError
 from dslth.learner import Learner
 from dslth.masks import BitMask
@@ -166,7 +166,12 @@ def _be(peer: int, run: RunConfig, folder: RunFolder, pipe: Any) -> None:
         addresses: Sequence[str] = pipe.recv()
         return addresses
 
-    run_one(peer, run, TOPOLOGY, folder, stop, listen=f"tcp://{HOST}:*", meet=meet, make_learner=_Paced)
+    job = PeerJob(peer, run, TOPOLOGY, folder, listen=f"tcp://{HOST}:*", method=_paced)
+    run_peer(job, Surroundings(stop, meet))
+
+
+def _paced(job: PeerJob) -> Learner:
+    return _Paced(job.peer, job.topology.peers, job.run.experiment, job.run.device(job.peer))
 
 
 class _Group:

@@ -1,8 +1,7 @@
 """Thousands of small rounds: whether memory, file descriptors and threads of the peers stay what they were."""
 
 import json
-import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -11,10 +10,11 @@ from typing import Any, NamedTuple
 import psutil
 
 from dslth.config import RunConfig
-from dslth.engines.launcher import Outcome, run_local, run_one
-from dslth.run import events
+from dslth.engines.base import PeerJob, Surroundings
+from dslth.engines.supervisor import Outcome, run_local
 from dslth.run.events import Event, RoundReport
 from dslth.run.folder import RunFolder
+from dslth.run.sinks import Call
 from dslth.show.tables import Fitted
 from dslth.topology import Topology
 
@@ -65,22 +65,13 @@ class Figures:
 def soak(run: RunConfig, topology: Topology, folder: RunFolder) -> Outcome:
     """Run all peers of a topology; each notes what it holds."""
     every = max(1, run.experiment.rounds // SAMPLES)
-    return run_local(run, topology, folder, orphans=False, be=partial(_watched, every=every))
+    return run_local(run, topology, folder, orphans=False, surround=partial(_watched, every=every))
 
 
-def _watched(
-    peer: int,
-    run: RunConfig,
-    topology: Topology,
-    folder: RunFolder,
-    stop: threading.Event,
-    *,
-    every: int,
-    **options: Any,
-) -> events.Finished:
-    """Be a peer (see ``launcher.run_one``) that notes its memory, descriptors and threads every so many rounds."""
+def _watched(job: PeerJob, surroundings: Surroundings, *, every: int) -> Surroundings:
+    """Note a peer's memory, descriptors and threads every so many rounds; see ``PeerJob.surround``."""
     me = psutil.Process()
-    file = _samples(folder, peer)
+    file = _samples(job.folder, job.peer)
     file.parent.mkdir(parents=True, exist_ok=True)
 
     def look(event: Event) -> None:
@@ -89,7 +80,7 @@ def _watched(
             with file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(sample) + "\n")
 
-    return run_one(peer, run, topology, folder, stop, watch=look, **options)
+    return replace(surroundings, sinks=(*surroundings.sinks, Call(look)))
 
 
 def _samples(folder: RunFolder, peer: int) -> Path:

@@ -1,0 +1,207 @@
+"""What a peer is given, how one is run, and what runs all of them: the interface of an engine."""
+
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from dslth import keys, limits
+from dslth.config import NetworkConfig, RunConfig
+from dslth.errors import DslthError, PeerFailedError
+from dslth.learning import data, partition
+from dslth.run.checkpoint import Checkpoints
+from dslth.run.events import Event, Finished
+from dslth.run.folder import RunFolder
+from dslth.run.sinks import JsonLines, Sink
+from dslth.seeds import Stream
+from dslth.topology import Topology
+from dslth.transport import Transport
+from dslth.transport.faulty import Faults, FaultyTransport
+from dslth.transport.memory import MemoryNetwork, MemoryTransport
+
+if TYPE_CHECKING:
+    from dslth.learner import Learner
+
+__all__ = ["Engine", "Failure", "PeerJob", "Surroundings", "end_on_signals", "preflight", "run_peer"]
+
+
+def mask_learner(job: "PeerJob") -> "Learner":
+    """Return what learns a mask, as the paper does."""
+    from dslth.learner import Learner  # torch is heavy: only who learns loads it
+
+    return Learner(job.peer, job.topology.peers, job.run.experiment, job.run.device(job.peer))
+
+
+@dataclass(frozen=True)
+class PeerJob:
+    """What a peer is given; all of it can go to another process, or to another machine.
+
+    ``listen`` is the address to listen on, ``advertise`` the peer's own where that is not what its neighbours know.
+    ``faults`` happen to what it sends. ``forget``: its checkpoints are removed when it has played all rounds and left.
+    ``method`` makes what it learns by. ``surround`` changes its surroundings, in its own process, before it begins:
+    benchmarks watch a peer by it, or lead it to its neighbours another way.
+    """
+
+    peer: int
+    run: RunConfig
+    topology: Topology
+    folder: RunFolder
+    listen: str = ""
+    advertise: str = ""
+    join_timeout: float = 60.0
+    faults: Faults | None = None
+    forget: bool = False
+    method: "Callable[[PeerJob], Learner]" = mask_learner
+    surround: "Callable[[PeerJob, Surroundings], Surroundings] | None" = None
+    be: "Callable[[PeerJob, Surroundings], Finished] | None" = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a peer finds in its process; none of it can go to another.
+
+    ``stop`` asks it to end. ``meet`` is told the address that the peer listens on and returns those of all peers;
+    nothing in the folder has been touched before. ``sinks`` take its reports, besides its file in the folder; who made
+    them closes them. ``network`` is that of a run in one process; without one the peer talks ZeroMQ.
+    """
+
+    stop: threading.Event
+    meet: Callable[[str], Sequence[str]]
+    sinks: tuple[Sink, ...] = ()
+    network: MemoryNetwork | None = None
+
+
+def run_peer(job: PeerJob, surroundings: Surroundings) -> Finished:
+    """Run one peer in this thread, from listening to its ticket; it goes on from a checkpoint in the folder.
+
+    The peer's files in the folder are its own until it ends; raises BusyError where another process is that peer.
+    """
+    if job.be is not None:
+        return job.be(job, surroundings)
+
+    from dslth import wire
+    from dslth.exchange.protocol import Place
+    from dslth.peer import Peer
+    from dslth.transport.zeromq import ZeroMqTransport
+
+    around = surroundings if job.surround is None else job.surround(job, surroundings)
+    peer, run, folder = job.peer, job.run, job.folder
+    neighbours = job.topology.neighbours(peer)
+    with folder.owned_by(peer):
+        method = job.method(job)
+        largest = wire.max_message(wire.max_payload(method.sizes))
+        if around.network is None:
+            mine = keys.choose(peer, run.network, neighbours, job.listen, folder.path / "keys")
+            transport: Transport = ZeroMqTransport(largest, mine, neighbours=len(neighbours))
+        else:
+            transport = MemoryTransport(around.network, peer)
+        if job.faults is not None:
+            transport = FaultyTransport(transport, job.faults, Stream(run.experiment.seed, "faults", peer))
+        checkpoints = Checkpoints(folder.checkpoints(peer))
+        file: JsonLines | None = None
+        try:
+            addresses = around.meet(transport.listen(job.listen))
+            file = JsonLines(folder.reports(peer), append=True)
+            place = Place(peer, run, job.topology, addresses, job.join_timeout, job.advertise)
+            learning = Peer(place, method, transport, (file, *around.sinks), around.stop, checkpoints)
+            finished = learning.run(folder.ticket(peer))
+        finally:
+            transport.close()
+            if file is not None:
+                file.close()
+        if job.forget and finished.rounds_completed >= run.experiment.rounds and not around.stop.is_set():
+            checkpoints.clear()
+        return finished
+
+
+# --- engines --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a peer ended early, in a form that crosses a process boundary."""
+
+    exit_code: int
+    text: str
+    trace: str = ""
+    killed: bool = False
+    """Whether its process was killed by signal 9, as the kernel does where memory runs out."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Return what an error comes to; of one that is not ours the traceback is kept."""
+        if isinstance(error, DslthError):
+            return cls(error.exit_code, str(error))
+        return cls(PeerFailedError.exit_code, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+class Engine(Protocol):
+    """What runs the peers of a run, from its jobs; making it starts all of them.
+
+    ``met``: all know each other's addresses.
+    """
+
+    met: bool
+
+    def events(self, timeout: float) -> list[Event]:
+        """Wait up to ``timeout`` seconds for reports."""
+
+    def running(self) -> set[int]:
+        """Return the peers that are there."""
+
+    def restart(self, peer: int) -> None:
+        """Start a peer again that failed."""
+
+    def ask_to_end(self) -> None:
+        """Have all peers end in good order."""
+
+    def end(self) -> None:
+        """End who is left, and let everything go."""
+
+    def failures(self) -> dict[int, Failure]:
+        """Return the peers that failed, and why."""
+
+
+# --- before and around a run ----------------------------------------------------------------------------------------
+
+
+def preflight(
+    run: RunConfig, topology: Topology, progress: data.Progress | None = None, peer: int | None = None
+) -> str:
+    """Check, before anything starts, what would fail in every peer: limits, ids, addresses, data, partition.
+
+    ``peer`` is the one that is to run here, None for all. Return a note for the person, or an empty text.
+    """
+    limits.provide(topology, peer)
+    run.check_peers(topology.peers)
+    for other in range(topology.peers):
+        (run.network or NetworkConfig()).address(other)
+    dataset = data.load(run.experiment.data, progress)
+    shares = partition.split(
+        run.experiment.data,
+        topology.peers,
+        run.experiment.seed,
+        dataset.train_labels,
+        dataset.test_labels,
+        dataset.classes,
+    )
+    return "; ".join(filter(None, (dataset.note, shares.note)))
+
+
+@contextmanager
+def end_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM set ``stop`` in place of cutting through what is going on."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

@@ -1,0 +1,184 @@
+"""Peers as processes of this machine, forked from a server that has torch loaded."""
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+import zmq
+
+from dslth.engines.base import Failure, PeerJob, Surroundings, run_peer
+from dslth.engines.inbox import Inbox, Reporter
+from dslth.errors import PeerFailedError
+from dslth.keys import Keys
+from dslth.run.events import Event
+
+__all__ = ["Processes"]
+
+TICK = 0.1
+TURN = 100
+"""Reports that are taken at once at most: whatever comes, Ctrl-C and the clock are seen between."""
+
+
+class Processes:
+    """A process a peer; see Engine. Without ``orphans`` peers end when this process dies; else they learn on.
+
+    Reports come over a socket that only they have keys for, made for the run and kept in memory.
+    """
+
+    def __init__(self, jobs: Sequence[PeerJob], *, orphans: bool = True) -> None:
+        self._jobs, self._orphans = {job.peer: job for job in jobs}, orphans
+        self._server = multiprocessing.get_context("forkserver")
+        self._server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
+        resource_tracker.ensure_running()  # by itself, because starting it lets signals through
+        # inherited: nothing cuts into the server's imports, and it outlives the peers, to tell how they end
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # what came meanwhile is not lost
+        public, secret = zmq.curve_keypair()
+        pairs = {peer: zmq.curve_keypair() for peer in self._jobs}
+        theirs = {peer: key for peer, (key, _) in pairs.items()}
+        self._inbox = Inbox("tcp://127.0.0.1:*", len(pairs), Keys(public, secret, theirs))
+        self._reporters = {
+            peer: partial(Reporter, self._inbox.address, Keys(*pair, {0: public})) for peer, pair in pairs.items()
+        }
+        self._failures: dict[int, Failure] = {}
+        self._pipes: dict[int, Connection] = {}
+        self._processes: dict[int, BaseProcess] = {}
+        self._book: dict[int, str] = {}
+        self._asking: set[int] = set()
+        self.met = False
+        try:
+            for peer in self._jobs:
+                self._start(peer)
+        except BaseException:
+            self.end()
+            raise
+
+    def _start(self, peer: int) -> None:
+        job = self._jobs[peer]
+        network = job.run.network
+        listen = self._book.get(peer) or (network.address(peer) if network else "tcp://127.0.0.1:*")
+        here, there = self._server.Pipe()
+        process = self._server.Process(
+            target=_process,
+            args=(replace(job, listen=listen), there, self._reporters[peer], self._orphans),
+            name=f"dslth-peer-{peer}",
+        )
+        try:
+            process.start()
+        except (EOFError, OSError) as error:  # an EOFError would pass for the end of what a person types
+            raise PeerFailedError(
+                f"peer {peer} cannot be started, the process that peers are forked from has ended "
+                f"({error.strerror if isinstance(error, OSError) else 'without a word'}); is there memory left for it?"
+            ) from None
+        finally:
+            there.close()
+        self._pipes[peer], self._processes[peer] = here, process
+
+    def restart(self, peer: int) -> None:
+        """Start a peer again that died, at the address that the others know."""
+        self._processes[peer].join()
+        del self._failures[peer]
+        self._start(peer)
+
+    def events(self, timeout: float) -> list[Event]:
+        """Wait for reports and for what peers say over their pipes."""
+        self._read_pipes()
+        taken: list[Event] = []
+        while len(taken) < TURN and (event := self._inbox.receive(0 if taken else timeout)):
+            taken.append(event)
+        return taken
+
+    def _read_pipes(self) -> None:
+        for peer, pipe in list(self._pipes.items()):
+            try:
+                while pipe.poll():
+                    said = pipe.recv()
+                    if isinstance(said, Failure):
+                        self._failures[peer] = said
+                        self._write_trace(peer, said)
+                    else:
+                        self._book[peer] = said
+                        self._asking.add(peer)
+            except (EOFError, OSError):  # it has ended
+                del self._pipes[peer]
+        if len(self._book) == len(self._processes):
+            addresses = [self._book[peer] for peer in sorted(self._book)]
+            for peer in self._asking & self._pipes.keys():
+                with suppress(OSError):  # it has just ended; running() tells
+                    self._pipes[peer].send(addresses)
+            self._asking.clear()
+            self.met = True
+
+    def _write_trace(self, peer: int, failure: Failure) -> None:
+        if failure.trace:
+            self._jobs[peer].folder.reports(peer).with_suffix(".log").write_text(failure.trace, encoding="utf-8")
+
+    def running(self) -> set[int]:
+        """Return the peers whose process is alive."""
+        self._read_pipes()
+        alive = {peer for peer, process in self._processes.items() if process.is_alive()}
+        for peer in self._processes.keys() - alive - self._failures.keys():
+            code = self._processes[peer].exitcode or 0
+            if code:
+                how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+                self._failures[peer] = Failure(PeerFailedError.exit_code, how, killed=code == -signal.SIGKILL)
+        return alive
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to all peers."""
+        for process in self._processes.values():
+            if process.is_alive():
+                process.terminate()
+
+    def end(self) -> None:
+        """Kill who is left, and reap."""
+        for peer, process in self._processes.items():
+            if process.is_alive():
+                process.kill()
+                self._failures.setdefault(peer, Failure(PeerFailedError.exit_code, "did not end when asked to"))
+            process.join()
+        self.running()
+        for pipe in self._pipes.values():
+            pipe.close()
+        self._inbox.close()
+
+    def failures(self) -> dict[int, Failure]:
+        """Return the peers that failed, and why."""
+        return self._failures
+
+
+def _process(job: PeerJob, pipe: Connection, report: Callable[[], Reporter], orphans: bool) -> None:
+    """Run the process of one peer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks with SIGTERM
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the server blocks it
+
+    def meet(address: str) -> Sequence[str]:
+        pipe.send(address)
+        while not wait([pipe], TICK):
+            if stop.is_set():
+                raise SystemExit(0)
+        addresses: Sequence[str] = pipe.recv()
+        if not orphans:
+            threading.Thread(target=end_with_the_launcher, daemon=True).start()
+        return addresses
+
+    def end_with_the_launcher() -> None:
+        wait([pipe])  # the launcher says nothing more: that there is something to read is its end
+        stop.set()
+
+    try:
+        with closing(report()) as reporter:
+            run_peer(job, Surroundings(stop, meet, (reporter,)))
+    except Exception as error:
+        pipe.send(Failure.of(error))
+        raise SystemExit(1) from None
