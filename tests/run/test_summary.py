@@ -124,7 +124,7 @@ def test_a_peer_that_skipped_more_than_it_played_is_named(folder):
     check_played(peers[1:])
 
 
-@pytest.mark.parametrize("module", ["dslth.run.summary", "dslth.engines.launcher"])
+@pytest.mark.parametrize("module", ["dslth.run.summary", "dslth.engines.supervisor"])
 def test_figures_are_worked_out_without_tables_and_learning(module):
     code = f"import sys, {module}; print([name for name in ('rich', 'torch') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
