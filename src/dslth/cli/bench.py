@@ -7,45 +7,23 @@ from typing import Annotated
 
 import typer
 
-from dslth.cli import options
-from dslth.cli import stress as faults_cli
-from dslth.cli.options import (
-    DataDirOption,
-    DebugOption,
-    GraphOption,
-    JsonOption,
-    OutOption,
-    PartitionOption,
-    PresetOption,
-    RoundsOption,
-    SeedOption,
-    TopologyOption,
-)
+from dslth.cli import options, stress
+from dslth.cli.app import App
+from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption
 from dslth.engines.base import end_on_signals
 from dslth.show.console import Terminal, err, out
 
 __all__ = ["bench_app"]
 
-bench_app = typer.Typer(help="Measure: communication cost, codecs, faults.", no_args_is_help=True, **options.STYLE)
-
-
-faults_cli.register(bench_app)
-
-
-@bench_app.callback()
-def _root() -> None:
-    pass
+bench_app = App(help="Measure: communication cost, codecs, faults.", no_args_is_help=True)
+for command in (stress.chaos, stress.resume, stress.soak, stress.fuzz):
+    bench_app.command()(command)
 
 
 @bench_app.command()
 def comm(
     topology_file: TopologyOption = "ring",
-    rounds: RoundsOption = None,
-    seed: SeedOption = None,
-    graph: GraphOption = None,
-    partition: PartitionOption = None,
-    preset: PresetOption = None,
-    data_dir: DataDirOption = None,
+    changes: Annotated[Changes, "rounds", "seed", "graph", "partition", "preset", "data_dir"] = Changes(),
     rows: Annotated[str | None, typer.Option(metavar="A,B,C", help="Rows to run [default: all].")] = None,
     target: Annotated[
         float | None, typer.Option(min=0, max=1, help="Say the bytes to this mean personal accuracy, too.")
@@ -53,23 +31,14 @@ def comm(
     tune: Annotated[bool, typer.Option("--tune", help="Run each baseline at several learning rates.")] = False,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Compare MCE-PL with each codec, without exchange, its ablations, and dense or sparse baselines.
 
     Every row is a run of all peers on this machine over real sockets. Writes comm.csv, comm.json, comm.md, accuracy.png
     and bits.png besides the rows' run folders.
     """
-    settings, graph_of_peers = options.read(
-        topology_file,
-        rounds=rounds,
-        seed=seed,
-        graph=graph,
-        partition=partition,
-        preset=preset,
-        data_dir=data_dir,
-    )
-    options.look_at_data(settings, graph_of_peers)
+    settings, graph = options.read(topology_file, changes)
+    options.look_at_data(settings, graph)
 
     from dslth.bench import comm, show  # torch is heavy: only who measures loads it
 
@@ -78,7 +47,7 @@ def comm(
     stop = threading.Event()
     measured = []
     with end_on_signals(stop):  # between two rows too: what is measured is written
-        for figures in comm.run_rows(selected, settings, graph_of_peers, folder / "rows", stop, tune=tune, say=_say):
+        for figures in comm.run_rows(selected, settings, graph, folder / "rows", stop, tune=tune, say=_say):
             measured.append(figures)
             compared = comm.compare(measured, target)
             show.write(compared, settings.model_dump(mode="json"), target, folder)
@@ -107,7 +76,6 @@ def codec(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder to write codec.csv and codec.json into.")
     ] = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Measure size against entropy and speed of each mask codec, beside zstd and a sparse bit code."""
     if out_dir is not None:

@@ -1,6 +1,7 @@
 """``dslth keys``, and what the commands that run peers do about keys."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,41 +9,45 @@ import typer
 
 from dslth import config, keys
 from dslth.cli import options
-from dslth.cli.options import DebugOption
+from dslth.cli.app import App
+from dslth.cli.options import TopologyArgument
 from dslth.config import NetworkConfig, RunConfig, Security
 from dslth.show.console import err
 from dslth.topology import Topology
 
-__all__ = ["CurveOption", "InsecureOption", "KeysOption", "checked", "keys_app", "secured"]
+__all__ = ["InsecureOption", "KeyOptions", "checked", "keys_app", "secured"]
 
-keys_app = typer.Typer(help="Make the keys by which peers know each other.", no_args_is_help=True, **options.STYLE)
+keys_app = App(help="Make the keys by which peers know each other.", no_args_is_help=True)
 
-CurveOption = Annotated[
-    bool, typer.Option("--curve", help="Encrypt on this machine, too, with keys made for this run in its folder.")
-]
 InsecureOption = Annotated[
     bool, typer.Option("--insecure", help="Talk in clear, to anybody who can connect, also over a network.")
 ]
-KeysOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--keys",
-        metavar="DIR",
-        help="Folder of keys: this peer's own are made there if need be, the neighbours' public ones waited for "
-        "[default: NAME.keys beside the topology file NAME.yaml, with the keys there already].",
-    ),
-]
+
+
+@dataclass(frozen=True)
+class KeyOptions:
+    """How a peer, or the collector, finds keys for addresses that ask for them."""
+
+    keys_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            metavar="DIR",
+            help="Folder of keys: this peer's own are made there if need be, the neighbours' public ones waited for "
+            "[default: NAME.keys beside the topology file NAME.yaml, with the keys there already].",
+        ),
+    ] = None
+    insecure: InsecureOption = False
 
 
 @keys_app.command()
 def make(
-    topology_file: Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.")],
+    topology_file: TopologyArgument,
     peer: Annotated[int | None, typer.Option("--id", help="Make the pair of this peer only.")] = None,
     out_dir: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Folder to write [default: NAME.keys beside the file NAME.yaml]."),
     ] = None,
-    debug: DebugOption = False,
 ) -> None:
     """Make a key pair for each peer: public/peer-N.key, and private/peer-N.key, which no one else may read.
 
@@ -80,13 +85,12 @@ def checked(settings: RunConfig, graph: Topology, *, insecure: bool) -> RunConfi
     return settings.model_copy(update={"network": network})
 
 
-def secured(
-    settings: RunConfig, topology_file: str, addresses: Sequence[str], *, insecure: bool, folder: Path | None
-) -> RunConfig:
+def secured(settings: RunConfig, topology_file: str, addresses: Sequence[str], typed: KeyOptions) -> RunConfig:
     """Decide by the addresses of a peer and its neighbours whether it needs keys, and where they are.
 
     The result's ``network.security`` is ``curve`` or ``none``. Warns where masks are to travel in clear over a network.
     """
+    insecure, folder = typed.insecure, typed.keys_dir
     if insecure and folder is not None:
         raise typer.BadParameter("give either --keys or --insecure")
     network = settings.network or NetworkConfig()

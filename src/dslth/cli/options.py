@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,19 +20,12 @@ from dslth.show.console import err
 from dslth.topology import Topology
 
 __all__ = [
-    "STYLE",
-    "CodecOption",
-    "DataDirOption",
-    "DebugOption",
-    "GraphOption",
+    "Changes",
+    "FaultsOption",
     "JoinTimeoutOption",
     "JsonOption",
-    "NoExchangeOption",
     "OutOption",
-    "PartitionOption",
-    "PresetOption",
-    "RoundsOption",
-    "SeedOption",
+    "TopologyArgument",
     "TopologyOption",
     "look_at_data",
     "new_folder",
@@ -39,74 +33,77 @@ __all__ = [
     "read",
 ]
 
-STYLE: dict[str, Any] = {
-    "pretty_exceptions_enable": False,
-    "rich_markup_mode": None,  # brackets in help texts are brackets
-    "context_settings": {"help_option_names": ["-h", "--help"]},
-    "add_completion": False,
-}
-"""How every Typer application is made."""
-
-
 TopologyOption = Annotated[
     str,
     typer.Option("--topology", "-t", metavar="FILE", help="Topology file: a path, or a name that comes with dslth."),
 ]
-RoundsOption = Annotated[int | None, typer.Option(min=1, help="Number of rounds, in place of the file's.")]
-SeedOption = Annotated[
-    int | None, typer.Option(min=0, help="Seed of weights, data split and batches, in place of the file's.")
-]
-GraphOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Graph in place of the file's: 0/1 matrix, edge list or GraphML."),
-]
-PartitionOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Counts table in place of the file's partition: rows peers, columns classes."),
-]
-PresetOption = Annotated[Preset | None, typer.Option(help="Settings that the file's are laid on.")]
-CodecOption = Annotated[CodecName | None, typer.Option(help="How masks are coded.")]
-NoExchangeOption = Annotated[bool, typer.Option("--no-exchange", help="Every peer learns alone, for comparison.")]
-DataDirOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of data sets [env: DSLTH_DATA_DIR, else the user's cache].")
-]
+TopologyArgument = Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Folder to write [default: a new one under runs/].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures, and nothing else, as JSON on stdout.")]
+FaultsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FAULTS",
+        help="Let what peers send suffer, as in drop=0.1,delay=50ms,duplicate=0.05,reorder=0.1,corrupt=0.01.",
+    ),
+]
 JoinTimeoutOption = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="How long a peer waits for its neighbours at the start.")
 ]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def read(
-    topology_file: str,
-    *,
-    rounds: int | None = None,
-    seed: int | None = None,
-    graph: Path | None = None,
-    partition: Path | None = None,
-    preset: str | None = None,
-    codec: str | None = None,
-    no_exchange: bool = False,
-    data_dir: Path | None = None,
-) -> tuple[RunConfig, Topology]:
-    """Read the topology file with the command line's wishes laid on it, and make its graph; raises DslthError."""
-    experiment: dict[str, Any] = {"rounds": rounds, "seed": seed, "preset": preset, "codec": codec}
-    experiment = {key: value for key, value in experiment.items() if value is not None}
-    if partition is not None:
-        experiment.setdefault("data", {})["partition"] = {"kind": "counts", "table": config.read_counts(partition)}
-    if data_dir is not None:
-        if not os.path.isdir(data_dir):  # False, where Path.is_dir raises, for names that no folder can have
-            raise MissingFileError(f"--data-dir {data_dir}: no such folder")
-        experiment.setdefault("data", {})["folder"] = str(data_dir.resolve())
-    if no_exchange:
-        experiment["algorithm"] = {"exchange": False}
-    overrides: dict[str, Any] = {"experiment": experiment} if experiment else {}
-    if graph is not None:
-        overrides["graph"] = {"kind": "file", "file": os.path.abspath(graph)}
-    settings = config.load(topology_file, overrides)
+@dataclass(frozen=True)
+class Changes:
+    """What is typed in place of a topology file's settings; a command has those of these options that it can use."""
+
+    rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds, in place of the file's.")] = None
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of weights, data split and batches, in place of the file's.")
+    ] = None
+    graph: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Graph in place of the file's: 0/1 matrix, edge list or GraphML."),
+    ] = None
+    partition: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Counts table in place of the file's partition: rows peers, columns classes."
+        ),
+    ] = None
+    preset: Annotated[Preset | None, typer.Option(help="Settings that the file's are laid on.")] = None
+    codec: Annotated[CodecName | None, typer.Option(help="How masks are coded.")] = None
+    no_exchange: Annotated[bool, typer.Option("--no-exchange", help="Every peer learns alone, for comparison.")] = False
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of data sets [env: DSLTH_DATA_DIR, else the user's cache]."),
+    ] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the keys of a topology file that these win over; raises DslthError."""
+        given = {"rounds": self.rounds, "seed": self.seed, "preset": self.preset, "codec": self.codec}
+        experiment: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        data: dict[str, Any] = {}
+        if self.partition is not None:
+            data["partition"] = {"kind": "counts", "table": config.read_counts(self.partition)}
+        if self.data_dir is not None:
+            if not os.path.isdir(self.data_dir):  # False, where Path.is_dir raises, for names that no folder can have
+                raise MissingFileError(f"--data-dir {self.data_dir}: no such folder")
+            data["folder"] = str(self.data_dir.resolve())
+        if data:
+            experiment["data"] = data
+        if self.no_exchange:
+            experiment["algorithm"] = {"exchange": False}
+        overrides: dict[str, Any] = {"experiment": experiment} if experiment else {}
+        if self.graph is not None:
+            overrides["graph"] = {"kind": "file", "file": os.path.abspath(self.graph)}
+        return overrides
+
+
+def read(topology_file: str, changes: Changes | None = None) -> tuple[RunConfig, Topology]:
+    """Read a topology file with the changes laid on it, and make its graph; raises DslthError."""
+    settings = config.load(topology_file, changes.overrides() if changes else {})
     return settings, topology.build(settings.graph, settings.experiment.seed)
 
 

@@ -9,21 +9,13 @@ import typer
 from rich.console import RenderableType
 
 from dslth.cli import options
-from dslth.cli.options import (
-    DataDirOption,
-    DebugOption,
-    JsonOption,
-    OutOption,
-    RoundsOption,
-    SeedOption,
-    TopologyOption,
-)
+from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption
 from dslth.config import Mode, Security
 from dslth.errors import ConfigError, DslthError
 from dslth.run.folder import RunFolder
 from dslth.show.console import err, out
 
-__all__ = ["register"]
+__all__ = ["chaos", "fuzz", "resume", "soak"]
 
 
 class Keys(StrEnum):
@@ -33,21 +25,12 @@ class Keys(StrEnum):
     CURVE = Security.CURVE
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to ``dslth bench``."""
-    for command in (chaos, resume, soak, fuzz):
-        app.command()(command)
-
-
 def chaos(
     topology_file: TopologyOption = "chaos10",
-    rounds: RoundsOption = None,
-    seed: SeedOption = 1,
+    changes: Annotated[Changes, "rounds", "seed", "data_dir"] = Changes(seed=1),
     every: Annotated[float, typer.Option(min=1, metavar="ROUNDS", help="A fault so often, more or less.")] = 6,
-    data_dir: DataDirOption = None,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Kill, stop and cut off peers of a run every few rounds, and compare with the same run undisturbed.
 
@@ -55,7 +38,7 @@ def chaos(
     chaos.csv and chaos.png. Ends with 1 where a fault could not happen, where a peer does not end, waits longer than
     the deadline, does not come back, or where mean personal accuracy is more than a point below the undisturbed run's.
     """
-    settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
+    settings, graph = options.read(topology_file, changes)
     if settings.experiment.mode != Mode.SYNC or settings.experiment.deadline == "none":
         raise ConfigError(f"chaos wants mode sync and a deadline in seconds; change {topology_file}")
     options.look_at_data(settings, graph)
@@ -92,20 +75,17 @@ def chaos(
 
 def resume(
     topology_file: TopologyOption = "chaos10",
-    rounds: RoundsOption = 60,
-    seed: SeedOption = 1,
+    changes: Annotated[Changes, "rounds", "seed", "data_dir"] = Changes(rounds=60, seed=1),
     kills: Annotated[int, typer.Option(min=1, help="Runs of which a peer is killed.")] = 20,
     whole: Annotated[int, typer.Option(min=0, help="Runs that are killed as a whole and resumed.")] = 5,
-    data_dir: DataDirOption = None,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Kill peers, and whole runs, at random moments, and compare the masks with those of the undisturbed run.
 
     Peers wait for each other without a deadline. Writes resume.json; ends with 1 where a mask differs.
     """
-    settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
+    settings, graph = options.read(topology_file, changes)
     experiment = settings.experiment.model_copy(update={"mode": Mode.SYNC, "deadline": "none"})
     settings = settings.model_copy(update={"experiment": experiment})
     if not experiment.checkpoint_every:
@@ -132,18 +112,15 @@ def resume(
 
 def soak(
     topology_file: TopologyOption = "soak3",
-    rounds: RoundsOption = None,
-    seed: SeedOption = None,
-    data_dir: DataDirOption = None,
+    changes: Annotated[Changes, "rounds", "seed", "data_dir"] = Changes(),
     out_dir: OutOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Run thousands of small rounds, and see whether memory, file descriptors and threads stay what they were.
 
     Writes soak.json; ends with 1 where a peer's memory grows by 2 % or more, or descriptors or threads at all.
     """
-    settings, graph = options.read(topology_file, rounds=rounds, seed=seed, data_dir=data_dir)
+    settings, graph = options.read(topology_file, changes)
     options.look_at_data(settings, graph)
 
     from dslth.bench.stress import soak as measured
@@ -169,6 +146,7 @@ def soak(
 
 def fuzz(
     topology_file: TopologyOption = "soak3",
+    changes: Annotated[Changes, "seed", "data_dir"] = Changes(),
     messages: Annotated[
         int, typer.Option(min=0, help="Messages of garbage to send and see counted; 0: none.")
     ] = 100_000,
@@ -176,11 +154,8 @@ def fuzz(
     seconds: Annotated[float, typer.Option(min=0, help="How long to attack runs, in all; 0: not at all.")] = 600,
     security: Annotated[list[Keys] | None, typer.Option(help="Attack runs with this security [default: both].")] = None,
     attack: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Attack in this way [default: all].")] = None,
-    seed: SeedOption = None,
-    data_dir: DataDirOption = None,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
-    debug: DebugOption = False,
 ) -> None:
     """Send garbage to a peer of a run, then attack runs as strangers and as a neighbour that lies.
 
@@ -189,7 +164,7 @@ def fuzz(
     1 where a peer fails, a mask changes, memory or descriptors grow, a round passes the deadline by more than a second,
     or honest peers play fewer rounds than those left alone.
     """
-    settings, graph = options.read(topology_file, seed=seed, data_dir=data_dir)
+    settings, graph = options.read(topology_file, changes)
 
     from dslth.bench.stress import fuzz as measured
     from dslth.bench.stress import siege as sieges

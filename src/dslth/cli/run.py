@@ -1,0 +1,138 @@
+"""``dslth run``: all peers of a topology on this machine, or in a Ray cluster."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dslth.cli import keys, options, showing
+from dslth.cli.options import Changes, FaultsOption, JoinTimeoutOption, JsonOption, OutOption
+from dslth.config import EngineName, Restart, TransportName
+from dslth.engines.ray import Ray, placed
+from dslth.engines.supervisor import Outcome, check_resumable, run_local
+from dslth.errors import MissingFileError
+from dslth.run.folder import Launch, RunFolder
+from dslth.run.summary import check_played, summarise
+from dslth.show.console import err
+from dslth.show.live import LiveTable
+from dslth.transport import faulty
+
+__all__ = ["run"]
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How the peers are started: the options that a run folder keeps as its Launch."""
+
+    transport: Annotated[
+        TransportName, typer.Option(help="Processes over ZeroMQ, or threads of one process over memory.")
+    ] = TransportName.ZEROMQ
+    restart: Annotated[Restart, typer.Option(help="What to do with a peer whose process dies.")] = Restart.ON_FAILURE
+    orphans: Annotated[
+        bool, typer.Option("--orphans/--no-orphans", help="Whether peers learn on when this command is killed.")
+    ] = True
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Encrypt on this machine, too, with keys made for this run in its folder.")
+    ] = False
+    insecure: keys.InsecureOption = False
+    engine: Annotated[EngineName, typer.Option(help="Who runs the peers: this machine, or a Ray cluster.")] = (
+        EngineName.LOCAL
+    )
+    address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster [env: RAY_ADDRESS, else one on this machine].")
+    ] = None
+    faults: FaultsOption = None
+    join_timeout: JoinTimeoutOption = 60.0
+
+
+def run(
+    context: typer.Context,
+    topology_file: Annotated[
+        str | None,
+        typer.Option(
+            "--topology", "-t", metavar="FILE", help="Topology file: a path, or a name that comes with dslth."
+        ),
+    ] = None,
+    changes: Changes = Changes(),
+    launch_options: LaunchOptions = LaunchOptions(),
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Go on with a run that was stopped, as it was started, from its folder's checkpoints."
+        ),
+    ] = None,
+    out_dir: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all peers of a topology on this machine, and show what they learned and sent.
+
+    Ctrl-C ends all peers; what was measured stays in the run folder, and --resume goes on from there.
+    """
+    if (topology_file is None) == (resume is None):
+        raise typer.BadParameter("give either --topology FILE or --resume RUN")
+    if resume is not None and not (resume / "topology.yaml").is_file():
+        raise MissingFileError(f"--resume {resume}: no run folder, it has no topology.yaml")
+    typed = Launch(**asdict(launch_options))
+    launch = typed if resume is None else _as_before(context, typed, RunFolder(resume).launch())
+    faults = faulty.parse(launch.faults) if launch.faults is not None else None
+    on_ray, in_memory = launch.engine == EngineName.RAY, launch.transport == TransportName.MEMORY
+    if (launch.curve and launch.insecure) or ((launch.curve or on_ray) and in_memory):
+        raise typer.BadParameter("--curve and --engine ray are for sockets, and --curve not together with --insecure")
+    file = str(resume / "topology.yaml") if resume is not None else str(topology_file)
+    settings, graph = options.read(file, changes)
+    folder = None if resume is None else RunFolder(resume)
+    if folder:
+        check_resumable(settings, graph, folder)
+    if folder and folder.have_finished(range(graph.peers), settings.experiment.rounds):
+        _tell(Outcome(folder, summarise(folder), interrupted=False), as_json=as_json)
+        return
+    if on_ray:  # which finds addresses itself; keys are made for the run
+        settings = placed(settings, insecure=launch.insecure)
+        launch = launch.model_copy(update={"curve": not launch.insecure})
+    elif not (in_memory or launch.curve):
+        settings = keys.checked(settings, graph, insecure=launch.insecure)
+    options.look_at_data(settings, graph)
+    folder = folder or options.new_folder(out_dir, file)
+    title = showing.title(file if resume is None else resume.name, settings)
+    table = LiveTable(graph.peers, settings.experiment.rounds, title)
+    with options.orderly():  # the fork server's files are removed at the very end
+        with showing.follow(table, quiet=as_json) as watch:
+            outcome = run_local(
+                settings,
+                graph,
+                folder,
+                transport=launch.transport,
+                join_timeout=launch.join_timeout,
+                watch=watch,
+                restart=launch.restart == Restart.ON_FAILURE,
+                orphans=launch.orphans,
+                faults=faults,
+                engine=partial(Ray, cluster=launch.address) if on_ray else None,
+                launch=launch,
+            )
+        _tell(outcome, as_json=as_json)
+
+
+def _as_before(context: typer.Context, typed: Launch, before: Launch) -> Launch:
+    """Return how a resumed run was launched, with what is typed this time in place of what was then."""
+    sources = {name: context.get_parameter_source(name) for name in Launch.model_fields}
+    chosen = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return before.model_copy(update={name: getattr(typed, name) for name in chosen})
+
+
+def _tell(outcome: Outcome, *, as_json: bool) -> None:
+    """Show what became of a run, and end as it did."""
+    folder = outcome.folder
+    if as_json and outcome.summary:
+        print(outcome.summary.to_json())  # noqa: T201
+    elif outcome.summary:
+        showing.show(folder, outcome.summary)
+    if outcome.interrupted:
+        go_on = f"; dslth run --resume {folder.path} goes on" if outcome.summary else ""
+        err.print(f"interrupted; what was measured is in {folder.path}{go_on}", soft_wrap=True)
+        raise typer.Exit(130)
+    if outcome.failure is not None:
+        raise outcome.failure
+    check_played(outcome.summary.peers if outcome.summary else ())

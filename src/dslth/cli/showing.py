@@ -1,0 +1,61 @@
+"""What the commands that show a run have in common: its title, how it goes, what came of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.live import Live
+
+from dslth.cli import options
+from dslth.config import RunConfig
+from dslth.run.events import Event
+from dslth.run.folder import RunFolder
+from dslth.run.summary import Summary
+from dslth.show import tables, timeline
+from dslth.show.console import err, out
+from dslth.show.live import LiveTable
+from dslth.show.words import unlike
+
+__all__ = ["follow", "show", "title"]
+
+
+def title(topology_file: str, settings: RunConfig) -> str:
+    """Return the title of a run's table."""
+    experiment = settings.experiment
+    what = f"{experiment.model.name} on {experiment.data.name}, preset {experiment.preset}, seed {experiment.seed}"
+    return f"{Path(topology_file).stem}: {what}"
+
+
+@contextmanager
+def follow(table: LiveTable, *, quiet: bool) -> Iterator[Callable[[Event], None]]:
+    """Follow a run on the terminal: a live table on a screen, a line every few seconds elsewhere."""
+    if quiet:
+        yield table.take
+    elif out.is_terminal:
+        with options.orderly(), Live(table, console=out, refresh_per_second=8, transient=True):
+            yield table.take
+    else:
+        last = ""
+
+        def take(event: Event) -> None:
+            nonlocal last
+            table.take(event)
+            line = table.line()
+            if line.partition(",")[0] != last.partition(",")[0]:
+                err.print(line)
+                last = line
+
+        yield take
+
+
+def show(folder: RunFolder, summary: Summary) -> None:
+    """Print the tables of a run."""
+    if ignored := summary.lines_ignored:
+        place = folder.path / "peers"
+        err.print(f"note: {ignored} lines under {place} are no reports of their peer; left out", soft_wrap=True)
+    out.print(tables.peer_table(folder, summary))
+    out.print(tables.totals(summary))
+    if said := unlike(summary):
+        out.print(f"note: {said}", soft_wrap=True)
+    if (happened := timeline.show(summary, folder.launched())) is not None:
+        out.print(happened)
