@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dslth.config import MeanName
 from dslth.learning.means import MEANS
 from dslth.learning.supermask import FrozenNet, structured, top_k
 
@@ -53,7 +54,7 @@ class Setting:
     fine_tune_lr: float
     lasso: float = 0.0
     min_filter_weights: int = 0
-    mean: str = "plain"
+    mean: MeanName = MeanName.PLAIN
     inertia: float = 0.0
     momentum: float = 0.0
     flip: float = 0.0

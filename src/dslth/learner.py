@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dslth import algorithm
 from dslth.coding.forecast import Forecast
-from dslth.config import DeviceConfig, ExperimentConfig
+from dslth.config import DeviceConfig, ExperimentConfig, Scores
 from dslth.learning import data, models, partition, supermask
 from dslth.masks import BitMask
 from dslth.run.events import Accuracies
@@ -116,7 +116,7 @@ class Learner:
         self._forecasts: dict[tuple[int | str, tuple[int, ...]], Forecast] = {}
 
     def _owner(self, peer: int) -> int | Literal["common"]:
-        return peer if self._algorithm.scores == "own" else "common"
+        return peer if self._algorithm.scores == Scores.OWN else "common"
 
     def forecast(self, peer: int, ones: Sequence[int]) -> Forecast:
         """Work out from the seed what any peer's mask is before it learns anything; ``ones`` as its hello says.

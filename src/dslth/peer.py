@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dslth.config import Phase
 from dslth.exchange.ledger import Ledger
 from dslth.exchange.neighbours import Neighbours
 from dslth.exchange.protocol import Place
@@ -89,21 +90,21 @@ class Peer:
         """Play one round; False where the peer was asked to end in its middle."""
         learner, ledger, experiment = self._learner, self._ledger, self._experiment
         before = learner.state()
-        with ledger.phase("compute"), self._slowed():
+        with ledger.phase(Phase.COMPUTE), self._slowed():
             mask, loss = learner.local_update(round_)
         masks: Mapping[int, BitMask] = {}
         if experiment.algorithm.exchange:
-            with ledger.phase("encode"):
+            with ledger.phase(Phase.ENCODE):
                 self._neighbours.send(mask)
             masks = self._neighbours.gather()
             if self._stop.is_set():
                 learner.restore(before)
                 return False
-            with ledger.phase("fine_tune"), self._slowed():
+            with ledger.phase(Phase.FINE_TUNE), self._slowed():
                 learner.fine_tune(masks)
         accuracy = None
         if (round_ + 1) % experiment.evaluate_every == 0 or round_ + 1 == experiment.rounds:
-            with ledger.phase("evaluate"):
+            with ledger.phase(Phase.EVALUATE):
                 accuracy = learner.evaluate()
         missing = set(self._place.neighbours) - masks.keys() if experiment.algorithm.exchange else ()
         ledger.round(round_, mask, loss, missing, accuracy)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dslth.config import MeanName
+
 __all__ = ["MEANS", "Mean"]
 
 Layers = Sequence[Tensor]
@@ -41,7 +43,12 @@ def similar(masks: Sequence[Layers], own: Layers) -> list[Tensor]:
     return [torch.stack(layer).sum(0) / total for layer in layers]
 
 
-MEANS: Mapping[str, Mean] = {"plain": plain, "trimmed": trimmed, "median": median, "similar": similar}
+MEANS: Mapping[MeanName, Mean] = {
+    MeanName.PLAIN: plain,
+    MeanName.TRIMMED: trimmed,
+    MeanName.MEDIAN: median,
+    MeanName.SIMILAR: similar,
+}
 """All means by the name that ``experiment.algorithm.mean`` has for them."""
 
 

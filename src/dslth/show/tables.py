@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from dslth.config import Phase
 from dslth.run.events import Event, Finished, Joined, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.run.summary import Summary, rounds_of
@@ -190,12 +191,11 @@ def totals(summary: Summary) -> Table:
 def phase_table(folder: RunFolder) -> Fitted:
     """Show where the time went, mean seconds a round."""
     rounds = {peer: played for peer, events in folder.events().items() if (played := rounds_of(events))}
-    names = ("compute", "encode", "wait", "decode", "fine_tune", "evaluate")
     means = {
         name.replace("_", "-"): [
             f"{sum(getattr(event.seconds, name) for event in played) / len(played):.4f}" for played in rounds.values()
         ]
-        for name in names
+        for name in Phase
     }
     memory = [amount(played[-1].memory_bytes) for played in rounds.values()]
     columns = {"peer": [str(peer) for peer in rounds], **means, "memory": memory}
