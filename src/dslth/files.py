@@ -6,6 +6,7 @@ import gzip
 import os
 import platform
 import re
+import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -54,17 +55,18 @@ def _at_once(path: str, flags: int) -> int:
 def replace(path: Path, content: bytes) -> None:
     """Put a file where it belongs: whole and synced to disk, or not at all; raises OSError.
 
-    What is written meanwhile lies beside it as ``.NAME.PID``, and stays only where the process or machine is killed.
+    What is written meanwhile lies beside it as ``.NAME.`` and a random number, so that writers of one file, in
+    different containers even, do not meet; it stays only where the process or machine is killed.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise

@@ -3,9 +3,7 @@
 import gzip
 import hashlib
 import importlib.metadata
-import os
 import tarfile
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable
@@ -263,7 +261,7 @@ def _extract(archive: Path, folder: Path) -> None:
                 if source is not None:
                     batches[name] = source.read()
         for name in sorted(batches):  # the test batch last: without it nothing is found
-            _write_atomically(folder / inner / name, batches[name])
+            files.replace(folder / inner / name, batches[name])
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{archive}: cannot be unpacked: {error}") from None
 
@@ -301,7 +299,7 @@ def download(remote: Remote, folder: Path, name: str, progress: Progress | None 
     if found != remote.md5:
         raise DataError(f"{name}: {remote.url} gave {len(content)} bytes with MD5 {found}, not {remote.md5}; {by_hand}")
     try:
-        _write_atomically(target, bytes(content))
+        files.replace(target, bytes(content))
     except OSError as error:
         raise DataError(f"{name}: cannot write {target}: {error.strerror}") from None
     return target
@@ -309,15 +307,3 @@ def download(remote: Remote, folder: Path, name: str, progress: Progress | None 
 
 def _md5(content: bytes | bytearray) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as part:
-        try:
-            part.write(content)
-            part.close()
-            os.replace(part.name, path)
-        except BaseException:
-            os.unlink(part.name)
-            raise
