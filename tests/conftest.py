@@ -3,9 +3,9 @@
 import signal
 
 import pytest
-import yaml
 from hypothesis import settings
 
+from live import write_topology
 from processes import Commands
 from scene import Scene
 
@@ -18,17 +18,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts backg
 def topology_file(tmp_path):
     """Write a topology file of a small, quick run: three peers, an mlp, digits."""
 
-    def write(name="small.yaml", *, graph=None, network=None, peers=None, **experiment):
-        model = experiment.pop("model", {"name": "mlp"})
-        settings = {
-            "graph": graph or {"kind": "ring", "peers": 3},
-            "experiment": {"rounds": 3, "seed": 7, "model": model, **experiment},
-        }
-        settings |= {"network": network} if network else {}
-        settings |= {"peers": peers} if peers else {}
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump(settings))
-        return path
+    def write(name="small.yaml", **settings):
+        return write_topology(tmp_path / name, **settings)
 
     return write
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-import zmq
 
 from dslth import config, keys
 from dslth.deploy import place, slurm
@@ -23,6 +22,7 @@ from dslth.errors import ConfigError, UnknownPeerError
 from dslth.run.events import Finished, Noticed
 from dslth.run.summary import Summary
 from live import digests, printed, written
+from pushing import pushing
 from tap import free_ports
 
 ROOT = Path(__file__).parents[1]
@@ -238,25 +238,20 @@ def test_reports_come_through_under_keys_and_nobody_speaks_for_another(folder):
 
 def test_what_is_no_report_is_dropped_and_counted():
     inbox = Inbox("tcp://127.0.0.1:*", 2)
-    context = zmq.Context()
-    push = context.socket(zmq.PUSH)
-    push.setsockopt(zmq.LINGER, 0)
-    push.connect(inbox.address)
     try:
-        push.send(b"\x80 not JSON")
-        assert refused(inbox, "no-report") == 1
-        push.send_multipart([noticed(0).model_dump_json().encode()] * 2)
-        push.send(noticed(2).model_dump_json().encode())  # no such peer
-        while inbox.refused()["no-report"] < 3:
-            assert inbox.receive(5) is None
-        push.send(b" " * (1 << 21))  # cut off
-        reporter = Reporter(inbox.address)
-        reporter.emit(noticed(1))
-        assert receive(inbox).peer == 1
-        reporter.close()
+        with pushing(inbox.address) as push:
+            push.send(b"\x80 not JSON")
+            assert refused(inbox, "no-report") == 1
+            push.send_multipart([noticed(0).model_dump_json().encode()] * 2)
+            push.send(noticed(2).model_dump_json().encode())  # no such peer
+            while inbox.refused()["no-report"] < 3:
+                assert inbox.receive(5) is None
+            push.send(b" " * (1 << 21))  # cut off
+            reporter = Reporter(inbox.address)
+            reporter.emit(noticed(1))
+            assert receive(inbox).peer == 1
+            reporter.close()
     finally:
-        push.close()
-        context.term()
         inbox.close()
 
 

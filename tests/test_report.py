@@ -33,6 +33,7 @@ from dslth.show.words import decimal
 from dslth.terminal import visible
 from dslth.transport.tcp import Connection
 from live import printed, rounds_done, wait_for, written
+from pushing import pushing
 from tap import free_ports
 
 EVIL = "\x1b]0;owned\x07\x1b[31m[/x][bold]\r\n\u202eabc\u2066\u2028\x85:smile:\x9b2J" + 5000 * "w"
@@ -247,14 +248,10 @@ def test_a_collector_takes_what_is_a_report_and_its_folder_stays_good(commands, 
     hostile += [json.dumps(json.loads(honest[0]) | {"device": EVIL, "sizes": 50_000 * [2**53]}).encode()]
     hostile += [json.dumps(json.loads(noticed().model_dump_json()) | {"detail": EVIL}).encode()]
     hostile += [100_000 * b"[", json.dumps(fields | {"missing": 100_000 * [1]}).encode()]
-    context = zmq.Context()
-    push = context.socket(zmq.PUSH)
-    push.connect(f"tcp://127.0.0.1:{port}")
-    for text in (*hostile, *honest):
-        push.send(text)
-    stdout, stderr = collector.communicate(timeout=60)
-    push.close()
-    context.term()
+    with pushing(f"tcp://127.0.0.1:{port}") as push:
+        for text in (*hostile, *honest):
+            push.send(text)
+        stdout, stderr = collector.communicate(timeout=60)
     assert collector.returncode == 0, stderr
     assert "note: reports refused: no-report 7" in stderr
     assert harmless(stdout + stderr)
@@ -268,15 +265,11 @@ def test_a_collector_keeps_no_more_reports_of_a_peer_than_a_run_can_need(command
     port = free_ports(1)
     line = ["collect", topology_file(graph={"kind": "line", "peers": 2}), "--listen", f"tcp://127.0.0.1:{port}"]
     collector = commands.start("dslth", *line, "--out", "all", "--json")
-    context = zmq.Context()
-    push = context.socket(zmq.PUSH)
-    push.connect(f"tcp://127.0.0.1:{port}")
     flood = noticed(0).model_dump_json().encode()
-    for text in [*lines_of(a_run(0, rounds=3)), *3000 * [flood], *lines_of(a_run(1, rounds=3))]:
-        push.send(text)
-    stdout, stderr = collector.communicate(timeout=60)
-    push.close()
-    context.term()
+    with pushing(f"tcp://127.0.0.1:{port}") as push:
+        for text in [*lines_of(a_run(0, rounds=3)), *3000 * [flood], *lines_of(a_run(1, rounds=3))]:
+            push.send(text)
+        stdout, stderr = collector.communicate(timeout=60)
     assert collector.returncode == 0, stderr
     assert len((tmp_path / "all/peers/peer-0.jsonl").read_text().splitlines()) == 1000 + 3 * 10 * 2
     assert len((tmp_path / "all/peers/peer-1.jsonl").read_text().splitlines()) == 5
@@ -303,19 +296,14 @@ class Flood:
             thread.start()
 
     def _push(self):
-        context = zmq.Context()
-        push = context.socket(zmq.PUSH)
-        push.setsockopt(zmq.LINGER, 0)
-        push.connect(f"tcp://127.0.0.1:{self._port}")
-        for message in itertools.cycle(self._messages):
-            if self._end.is_set():
-                break
-            try:
-                push.send(message, zmq.NOBLOCK)
-            except zmq.Again:
-                self._end.wait(0.01)
-        push.close()
-        context.term()
+        with pushing(f"tcp://127.0.0.1:{self._port}") as push:
+            for message in itertools.cycle(self._messages):
+                if self._end.is_set():
+                    break
+                try:
+                    push.send(message, zmq.NOBLOCK)
+                except zmq.Again:
+                    self._end.wait(0.01)
 
     def _pour(self):
         while not self._end.wait(0.01):

@@ -295,7 +295,7 @@ def siege(
 
 class _Siege:
     def __init__(self, attacked: _Group, control: _Group, security: Security, say: Callable[[str], None]) -> None:
-        self._attacked, self._control, self._security, self._say = attacked, control, security, say
+        self._attacked, self._security, self._say = attacked, security, say
         self._groups = attacked, control
         self._slots: list[Slot] = []
         self._ended: dict[str, str] = {}
