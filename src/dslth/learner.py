@@ -92,7 +92,7 @@ class Learner:
         self._threads = device.threads
         self._samples = Samples(peer, n_peers, experiment, device)
         with threads(self._threads):
-            module = models.build(experiment.model, data.SHAPES[experiment.data.name], self._samples.classes)
+            module = models.build(experiment.model, data.DATASETS[experiment.data.name].shape, self._samples.classes)
             self.net = supermask.freeze(module, self.seed, experiment.model.init, settings.density)
             self._scores = supermask.initial_scores(self.net, self.seed, self._owner(peer))
             # before the first exchange every neighbour's mask is one common Bernoulli(k) mask

@@ -69,7 +69,7 @@ def test_digits_are_all_there_and_every_fifth_is_a_test_sample(tmp_path: Path) -
     assert digits.train_images.dtype == digits.test_images.dtype == np.uint8
     assert digits.train_labels.dtype == digits.test_labels.dtype == np.int64
     assert set(digits.train_labels) == set(digits.test_labels) == set(range(digits.classes))
-    assert data.SHAPES["digits"] == digits.train_images.shape[1:]
+    assert data.DATASETS[config.DataName.DIGITS].shape == digits.train_images.shape[1:]
     assert digits.train_images.max() == 255
     assert digits.train_labels[:6].tolist() == [0, 1, 2, 3, 5, 6]  # the file begins 0 1 2 3 4 5 6
     assert digits.test_labels[0] == 4

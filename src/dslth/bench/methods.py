@@ -39,7 +39,7 @@ class _Net:
     """The run's network as a function of all its parameters in one flat float32 vector."""
 
     def __init__(self, experiment: ExperimentConfig, classes: int) -> None:
-        self._module = models.build(experiment.model, data.SHAPES[experiment.data.name], classes)
+        self._module = models.build(experiment.model, data.DATASETS[experiment.data.name].shape, classes)
         frozen = supermask.freeze(self._module, experiment.seed, Init.DEFAULT, experiment.algorithm.density)
         parameters = dict(self._module.named_parameters())
         self.masked_sizes = frozen.sizes

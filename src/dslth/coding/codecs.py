@@ -122,6 +122,8 @@ BY_ID = {codec.wire_id: codec for codec in _CODECS}
 BY_NAME: dict[str, Codec] = {codec.name: codec for codec in _CODECS}
 if not len(BY_ID) == len(BY_NAME) == len(_CODECS):
     raise AssertionError("two codecs share a wire id or a name")
+if BY_NAME.keys() | {CodecName.AUTO} != set(CodecName):
+    raise AssertionError("codecs and their names differ")
 if any(a.wire_id >= b.wire_id for a, b in pairwise(_CODECS)):
     raise AssertionError("the registry is in the order of its wire ids")
 

@@ -6,7 +6,7 @@ import importlib.metadata
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from math import prod
@@ -20,19 +20,11 @@ from dslth.config import DataName
 from dslth.errors import DataError
 from dslth.learning.pickled import read_batch
 
-__all__ = ["CIFAR10_ARCHIVE", "IDX_FILES", "SHAPES", "Dataset", "Remote", "download", "load"]
+__all__ = ["CIFAR10_ARCHIVE", "DATASETS", "IDX_FILES", "Dataset", "Remote", "Source", "download", "load"]
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
-
-SHAPES = {
-    DataName.DIGITS: (1, 8, 8),
-    DataName.MNIST: (1, 28, 28),
-    DataName.FASHION_MNIST: (1, 28, 28),
-    DataName.CIFAR10: (3, 32, 32),
-}
-"""Channels, height and width of each data set's images."""
 
 CLASSES = 10
 DEBIAN = Path("/usr/share/datasets")
@@ -109,18 +101,13 @@ def load(settings: config.DataConfig, progress: Progress | None = None) -> Datas
 
     Raises DataError.
     """
-    if settings.name == DataName.DIGITS:
-        return _digits()
-    folder = config.data_folder(settings)
-    if settings.name == DataName.CIFAR10:
-        return _cifar10(folder, progress)
-    return _idx(settings.name, folder, progress)
+    return DATASETS[settings.name].read(settings, progress)
 
 
 # --- digits ---------------------------------------------------------------------------------------------------------
 
 
-def _digits() -> Dataset:
+def _digits(settings: config.DataConfig, progress: Progress | None) -> Dataset:
     """Read scikit-learn's copy of the UCI digits; every fifth scan is a test sample.
 
     The file is read in place: importing scikit-learn would cost each peer 60 MB and a second.
@@ -139,7 +126,8 @@ def _digits() -> Dataset:
 # --- MNIST, Fashion-MNIST -------------------------------------------------------------------------------------------
 
 
-def _idx(name: DataName, folder: Path, progress: Progress | None) -> Dataset:
+def _idx(settings: config.DataConfig, progress: Progress | None) -> Dataset:
+    name, folder = settings.name, config.data_folder(settings)
     files = IDX_FILES[name]
     places = [folder, folder / name, DEBIAN / name]
     home = next((place for place in places if all(_variant(place, file.name) for file in files)), None)
@@ -189,7 +177,8 @@ _BINARY = ("cifar-10-batches-bin", "data_batch_{}.bin", "test_batch.bin")
 _PYTHON = ("cifar-10-batches-py", "data_batch_{}", "test_batch")
 
 
-def _cifar10(folder: Path, progress: Progress | None) -> Dataset:
+def _cifar10(settings: config.DataConfig, progress: Progress | None) -> Dataset:
+    folder = config.data_folder(settings)
     found = _find_cifar10(folder)
     if found is None:
         archive = download(CIFAR10_ARCHIVE, folder / "cifar10", "cifar10", progress)
@@ -264,6 +253,29 @@ def _extract(archive: Path, folder: Path) -> None:
             files.replace(folder / inner / name, batches[name])
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{archive}: cannot be unpacked: {error}") from None
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set's images are (channels, height, width), and how it is read; ``read`` raises DataError."""
+
+    shape: tuple[int, int, int]
+    read: Callable[[config.DataConfig, Progress | None], Dataset]
+
+
+DATASETS: Mapping[DataName, Source] = {
+    DataName.DIGITS: Source((1, 8, 8), _digits),
+    DataName.MNIST: Source((1, 28, 28), _idx),
+    DataName.FASHION_MNIST: Source((1, 28, 28), _idx),
+    DataName.CIFAR10: Source((3, 32, 32), _cifar10),
+}
+"""All data sets."""
+
+if DATASETS.keys() != set(DataName):
+    raise AssertionError("data sets and their names differ")
 
 
 # --- download -------------------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ MEANS: Mapping[MeanName, Mean] = {
     MeanName.SIMILAR: similar,
 }
 """All means by the name that ``experiment.algorithm.mean`` has for them."""
+if MEANS.keys() != set(MeanName):
+    raise AssertionError("means and their names differ")
 
 
 def _without_extremes(masks: Sequence[Layers], own: Layers, cut: int) -> list[Tensor]:

@@ -1,12 +1,14 @@
 """The zoo: plain torch modules whose convolution and linear weights get masked; nothing else in them learns."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dslth.config import ModelConfig, ModelName, Norm
 
-__all__ = ["LocalResponseNorm", "build"]
+__all__ = ["MODELS", "LocalResponseNorm", "build"]
 
 
 class LocalResponseNorm(nn.Module):
@@ -91,11 +93,21 @@ def _resnet8(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> 
     ]  # fmt: skip
 
 
+MODELS: Mapping[ModelName, Callable[[ModelConfig, tuple[int, int, int], int], list[nn.Module]]] = {
+    ModelName.MLP: _mlp,
+    ModelName.CNN: _cnn,
+    ModelName.RESNET8: _resnet8,
+}
+"""All networks: the layers of each, from its settings, the images' shape and the number of classes."""
+
+if MODELS.keys() != set(ModelName):
+    raise AssertionError("networks and their names differ")
+
+
 def build(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Make a network for images of ``shape`` (channels, height, width); weights are not set yet.
 
     Output: logits (n, classes). With ``output_elu`` the last layer passes an ELU, as in the authors' code.
     """
-    make = {ModelName.MLP: _mlp, ModelName.CNN: _cnn, ModelName.RESNET8: _resnet8}[config.name]
-    layers = make(config, shape, classes)
+    layers = MODELS[config.name](config, shape, classes)
     return nn.Sequential(*layers, *([nn.ELU()] if config.output_elu else []))
