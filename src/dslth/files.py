@@ -103,7 +103,7 @@ class Lock:
 
 
 def holder(path: Path) -> str | None:
-    """Tell who holds a lock, as in ``process 17``, with the host where that is another; None where nobody does."""
+    """Return who holds a lock, as in ``process 17``, with the host where that is another; None where nobody does."""
     try:
         file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     except OSError:

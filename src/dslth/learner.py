@@ -149,7 +149,7 @@ class Learner:
         return tuple(n - supermask.dropped(n, k) for n, k in zip(self.sizes, self._setting.densities, strict=True))
 
     def local_update(self, round_: int) -> tuple[BitMask, float]:
-        """Take the round's local steps (design, steps 1 to 6); gives the mask to send and the mean loss."""
+        """Take the round's local steps (design, steps 1 to 6); return the mask to send and the mean loss."""
         losses = []
         totals = [torch.zeros_like(s) for s in self._scores]
         steps = self._algorithm.local_steps
