@@ -91,7 +91,7 @@ def test_a_run_bears_strangers_and_a_neighbour_that_lies(commands, tmp_path, sec
 
 
 def test_harm_is_seen():
-    calm = siege.Figures(**CALM)
+    calm = siege.SiegeResult(**CALM)
     assert all(calm.conditions().values())
     for change in CHANGES:
         assert list(replace(calm, **change).conditions().values()).count(False) == 1, change

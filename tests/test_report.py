@@ -464,7 +464,7 @@ def test_a_run_on_a_terminal_that_knows_little_ends_with_its_table(commands, top
 
 
 def of_bench_comm():
-    figures = comm.Figures(
+    figures = comm.RowResult(
         row="mce-bitpack", what="", lr=None, accuracy_personal=0.98765, accuracy_worst=0.87654,
         evaluated="before exchange", accuracy_other=None, payload_bytes=10**12, message_bytes=10**12,
         link_bytes=10**12, encode_ms=1234.5, decode_ms=1234.5, encode_share=0.12, decode_share=0.12, missing=1000,
@@ -477,7 +477,7 @@ def of_bench_comm():
 
 def of_bench_chaos():
     figures = [
-        chaos.Figures(
+        chaos.ChaosResult(
             name=name, seconds=1e5, accuracy_personal=0.98765, accuracy_worst=0.98765,
             rounds_completed={0: 100_000}, longest_wait={0: 9999.99}, deadlines_missed={0: 100_000},
             masks_missed=10**9, faults={"kill": 1000, "stop": 1000, "cut": 1000}, restarts=1000, rejoined=1000,
@@ -493,7 +493,7 @@ def of_bench_codec():
 
 
 def of_bench_soak():
-    return [soak.table([soak.Figures(1000, 10**5, (1e10, 1e10), (1000, 1001), (1000, 1001))])]
+    return [soak.table([soak.PeerGrowth(1000, 10**5, (1e10, 1e10), (1000, 1001), (1000, 1001))])]
 
 
 @pytest.mark.parametrize("parts", [of_bench_comm, of_bench_chaos, of_bench_codec, of_bench_soak])

@@ -41,7 +41,7 @@ def test_a_schedule_comes_from_the_seed_and_has_everything(drawn):
 
 BEGINNINGS = ("kill", "stop", "cut")
 
-GOOD = chaos.Figures(
+GOOD = chaos.ChaosResult(
     "disturbed", 9.0, 0.95, 0.9, {0: 3, 1: 3}, {0: 2.5, 1: 0.1}, {0: 1, 1: 0}, 7, {"kill": 1}, 1, 1, {}, None
 )
 
@@ -69,7 +69,7 @@ def test_each_broken_promise_is_seen(tmp_path, change):
 
 
 def test_growth_is_seen():
-    flat = soak.Figures(0, 100, (100e6, 101e6), (30, 30), (6, 6))
+    flat = soak.PeerGrowth(0, 100, (100e6, 101e6), (30, 30), (6, 6))
     assert flat.flat
     assert not replace(flat, memory=(100e6, 102.5e6)).flat
     assert not replace(flat, descriptors=(30, 31)).flat

@@ -37,7 +37,7 @@ from dslth.run.summary import summarise
 from dslth.show.words import amount, percent
 from dslth.topology import Topology
 
-__all__ = ["ROWS", "Figures", "Row", "chosen", "compare", "run_rows"]
+__all__ = ["ROWS", "Row", "RowResult", "chosen", "compare", "run_rows"]
 
 REFERENCE, YARDSTICK = "mce-bitpack", "dpsgd"
 """The row whose masks the lossless ones must equal, and the one whose final accuracy the others are asked to reach."""
@@ -114,7 +114,7 @@ def chosen(names: str | None) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Figures:
+class RowResult:
     """What was measured of one row. None: there is no such figure.
 
     ``evaluated`` says when accuracy was taken: after the exchange, or, for baselines that are better so, before it,
@@ -185,7 +185,7 @@ class Figures:
         return told
 
 
-def measure(row: Row, folder: RunFolder, lr: float | None) -> Figures:
+def measure(row: Row, folder: RunFolder, lr: float | None) -> RowResult:
     """Work out a row's figures from its run folder."""
     summary, events = summarise(folder), folder.events()
     joined = [event for said in events.values() for event in said if isinstance(event, Joined)]
@@ -204,7 +204,7 @@ def measure(row: Row, folder: RunFolder, lr: float | None) -> Figures:
     seconds = Counter[str]()
     for report in reports:
         seconds.update(report.seconds.model_dump(exclude={"evaluate"}))
-    return Figures(
+    return RowResult(
         row=row.name,
         what=row.what,
         lr=lr,
@@ -275,13 +275,13 @@ def run_rows(
     *,
     tune: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> Iterator[Figures]:
+) -> Iterator[RowResult]:
     """Run rows one after the other and give their figures; ends early where a run is interrupted or ``stop`` is set.
 
     With ``tune`` a baseline runs at each rate of RATES, and the one that ends with the best personal accuracy counts.
     """
     for row in rows:
-        tries: list[Figures] = []
+        tries: list[RowResult] = []
         method = METHODS.get(row.name)
         for lr in RATES if tune and method else [method.lr if method else None]:
             be = replace(row.be, lr=lr) if row.be else None
@@ -300,7 +300,7 @@ def run_rows(
         yield max(tries, key=lambda figures: figures.accuracy_personal)
 
 
-def compare(measured: Sequence[Figures], target: float | None) -> list[Figures]:
+def compare(measured: Sequence[RowResult], target: float | None) -> list[RowResult]:
     """Fill in what takes two rows: whether masks are the same, and what it takes to get as far as D-PSGD."""
     by_name = {figures.row: figures for figures in measured}
     reference, yardstick = by_name.get(REFERENCE), by_name.get(YARDSTICK)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dslth.bench.comm import Figures
+from dslth.bench.comm import RowResult
 from dslth.bench.entropy import ORDERS
 from dslth.errors import OutputError
 from dslth.show.tables import Fitted
@@ -18,7 +18,7 @@ __all__ = ["as_json", "plot", "tables", "write"]
 class _Sheet(NamedTuple):
     title: str
     note: str
-    columns: Mapping[str, Callable[[Figures], str]]
+    columns: Mapping[str, Callable[[RowResult], str]]
 
 
 def _number(value: float | None) -> str:
@@ -26,9 +26,9 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.5f}"
 
 
-def _sheets(measured: Sequence[Figures], target: float | None) -> tuple[_Sheet, _Sheet]:
+def _sheets(measured: Sequence[RowResult], target: float | None) -> tuple[_Sheet, _Sheet]:
     late = measured[0].late
-    learned: dict[str, Callable[[Figures], str]] = {
+    learned: dict[str, Callable[[RowResult], str]] = {
         "row": lambda f: f.row + "*" * (f.evaluated == "before exchange"),
         "personal": lambda f: percent(f.accuracy_personal),
         "worst": lambda f: percent(f.accuracy_worst),
@@ -48,7 +48,7 @@ def _sheets(measured: Sequence[Figures], target: float | None) -> tuple[_Sheet, 
         note += f" Messages that missed the deadline, which is then part of the result: {', '.join(late_rows)}."
     if target is not None:
         learned[f"to {100 * target:g} %"] = lambda f: amount(f.message_bytes_to_target)
-    coded: dict[str, Callable[[Figures], str]] = {
+    coded: dict[str, Callable[[RowResult], str]] = {
         "row": lambda f: f.row,
         "bits": lambda f: _number(f.bits_from(0)),
         f"from {late}": lambda f: _number(f.bits_from(late)),
@@ -72,7 +72,7 @@ SPARE = ("link", "payload", "ratio", "worst", "of H1", "H1", "decode", "encode",
 """Columns that a narrow terminal goes without."""
 
 
-def tables(measured: Sequence[Figures], target: float | None) -> list[Fitted]:
+def tables(measured: Sequence[RowResult], target: float | None) -> list[Fitted]:
     """Make the two tables; at 100 columns all of them is seen."""
     return [
         Fitted(
@@ -85,12 +85,12 @@ def tables(measured: Sequence[Figures], target: float | None) -> list[Fitted]:
     ]
 
 
-def as_json(measured: Sequence[Figures], settings: Mapping[str, Any], target: float | None) -> dict[str, Any]:
+def as_json(measured: Sequence[RowResult], settings: Mapping[str, Any], target: float | None) -> dict[str, Any]:
     """Return everything, as ``--json`` prints it."""
     return {"settings": dict(settings), "target": target, "rows": [figures.record() for figures in measured]}
 
 
-def write(measured: Sequence[Figures], settings: Mapping[str, Any], target: float | None, folder: Path) -> None:
+def write(measured: Sequence[RowResult], settings: Mapping[str, Any], target: float | None, folder: Path) -> None:
     """Write ``comm.json``, ``comm.csv`` (what is one value only) and ``comm.md``; raises OutputError."""
     records = [figures.record() for figures in measured]
     flat = [{key: value for key, value in record.items() if not isinstance(value, list)} for record in records]
@@ -111,7 +111,7 @@ def write(measured: Sequence[Figures], settings: Mapping[str, Any], target: floa
         raise OutputError(f"cannot write into {folder}: {error.strerror}") from None
 
 
-def plot(measured: Sequence[Figures], folder: Path) -> bool:
+def plot(measured: Sequence[RowResult], folder: Path) -> bool:
     """Draw ``accuracy.png`` and ``bits.png``; False, and nothing drawn, without matplotlib."""
     try:
         from matplotlib import colormaps

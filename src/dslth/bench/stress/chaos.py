@@ -24,8 +24,8 @@ from dslth.topology import Topology
 
 __all__ = [
     "SIGNS",
+    "ChaosResult",
     "Fault",
-    "Figures",
     "Injected",
     "disturbed",
     "measure",
@@ -201,7 +201,7 @@ def disturbed(
 
 
 @dataclass(frozen=True)
-class Figures:
+class ChaosResult:
     """What a run came to. Accuracies are shares, waits are the longest of a round in seconds, by peer."""
 
     name: str
@@ -223,7 +223,7 @@ class Figures:
         return asdict(self)
 
 
-def measure(name: str, run: RunConfig, outcome: Outcome, injected: Sequence[Injected] = ()) -> Figures:
+def measure(name: str, run: RunConfig, outcome: Outcome, injected: Sequence[Injected] = ()) -> ChaosResult:
     """Work out a run's figures from its folder."""
     summary = outcome.measured()
     by_peer = outcome.folder.events()
@@ -232,7 +232,7 @@ def measure(name: str, run: RunConfig, outcome: Outcome, injected: Sequence[Inje
     told = [peer.accuracy_personal for peer in summary.peers if peer.accuracy_personal is not None]
     limit = float(run.experiment.deadline)
     restarts = [said for said in summary.happenings if said.what == "restarted"]
-    return Figures(
+    return ChaosResult(
         name=name,
         seconds=summary.seconds,
         accuracy_personal=fmean(told) if told else None,
@@ -257,7 +257,7 @@ def _rejoined(rounds: Mapping[int, Sequence[RoundReport]], peer: int, since: flo
     return uses and used
 
 
-def verdict(run: RunConfig, planned: Sequence[Fault], quiet: Figures, figures: Figures) -> dict[str, bool]:
+def verdict(run: RunConfig, planned: Sequence[Fault], quiet: ChaosResult, figures: ChaosResult) -> dict[str, bool]:
     """Judge a disturbed run: what was promised, and whether it is so."""
     limit, faults = float(run.experiment.deadline), sum(figures.faults.values())
     rounds = run.experiment.rounds
@@ -275,7 +275,7 @@ def verdict(run: RunConfig, planned: Sequence[Fault], quiet: Figures, figures: F
 
 
 def record(
-    runs: Sequence[Figures], injected: Sequence[Injected], conditions: Mapping[str, bool], run: RunConfig
+    runs: Sequence[ChaosResult], injected: Sequence[Injected], conditions: Mapping[str, bool], run: RunConfig
 ) -> dict[str, Any]:
     """Return everything, as ``chaos.json`` holds it."""
     return {

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import RenderableType
 from rich.text import Text
 
-from dslth.bench.stress.chaos import SIGNS, Figures, Injected
+from dslth.bench.stress.chaos import SIGNS, ChaosResult, Injected
 from dslth.engines.supervisor import Outcome
 from dslth.errors import OutputError
 from dslth.show import timeline
@@ -44,7 +44,7 @@ def drawing(outcome: Outcome, injected: Sequence[Injected]) -> Drawing:
     return Drawing([peer.id for peer in summary.peers], done, noticed, summary.seconds)
 
 
-def parts(drawn: Drawing, runs: Sequence[Figures], deadline: float) -> list[RenderableType]:
+def parts(drawn: Drawing, runs: Sequence[ChaosResult], deadline: float) -> list[RenderableType]:
     """Make the pictures, of what was done and of what the reports say of it, and the table."""
     legend = ", ".join(f"{sign} {what}" for what, sign in SIGNS.items())
     return [
@@ -59,7 +59,7 @@ def parts(drawn: Drawing, runs: Sequence[Figures], deadline: float) -> list[Rend
     ]
 
 
-def _rows(run: Figures) -> dict[str, str]:
+def _rows(run: ChaosResult) -> dict[str, str]:
     return {
         "mean personal accuracy": percent(run.accuracy_personal),
         "worst personal accuracy": percent(run.accuracy_worst),
@@ -73,14 +73,14 @@ def _rows(run: Figures) -> dict[str, str]:
     }
 
 
-def _table(runs: Sequence[Figures], deadline: float) -> Fitted:
+def _table(runs: Sequence[ChaosResult], deadline: float) -> Fitted:
     cells = [_rows(run) for run in runs]
     columns: dict[str, Sequence[str]] = {"figure": list(cells[0])}
     columns |= {run.name: list(row.values()) for run, row in zip(runs, cells, strict=True)}
     return Fitted(f"undisturbed and disturbed; the deadline is {deadline:g} s", columns)
 
 
-def write(folder: Path, record: Mapping[str, Any], runs: Sequence[Figures]) -> None:
+def write(folder: Path, record: Mapping[str, Any], runs: Sequence[ChaosResult]) -> None:
     """Write ``chaos.json`` and ``chaos.csv`` (a line a run and peer); raises OutputError."""
     try:
         (folder / "chaos.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ from dslth.seeds import Stream
 from dslth.topology import Topology
 from dslth.wire import Kind, Refusal
 
-__all__ = ["Figures", "fuzz", "messages"]
+__all__ = ["FuzzResult", "fuzz", "messages"]
 
 VICTIM = 0
 BEGIN_ROUND = 20
@@ -40,7 +40,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 1 + 31)
 
 
 @dataclass(frozen=True)
-class Figures:
+class FuzzResult:
     """What was sent, what the victim counted by reason, and what became of its run. Memory is resident, in bytes."""
 
     messages: int
@@ -214,7 +214,7 @@ class _Fuzzer(threading.Thread):
         context.destroy(linger=0)
 
 
-def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connections: int) -> Figures:
+def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connections: int) -> FuzzResult:
     """Disturb peer 0 of a run, and compare the masks with those of as many rounds undisturbed."""
     endless = run.experiment.model_copy(update={"rounds": 10**6, "evaluate_every": 10**6})
     stream = Stream(run.experiment.seed, "fuzz")
@@ -240,7 +240,7 @@ def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connec
     undisturbed = run_local(calm, topology, RunFolder(path.path / "undisturbed"), transport="memory").folder
     masks, expected = _masks(folder, rounds), _masks(undisturbed, rounds)
     held = [event.memory_bytes for event in folder.events()[VICTIM] if isinstance(event, RoundReport)]
-    return Figures(
+    return FuzzResult(
         messages=count,
         connections=connections,
         rounds=rounds,

@@ -33,7 +33,7 @@ from dslth.seeds import Stream
 from dslth.show.tables import Fitted
 from dslth.topology import Topology
 
-__all__ = ["Figures", "siege", "table"]
+__all__ = ["SiegeResult", "siege", "table"]
 
 THINKER, SEAT = 4, 5
 TOPOLOGY = Topology(6, ((0, 1), (0, 3), (0, 5), (1, 2), (2, 3), (4, 5)))
@@ -76,7 +76,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Figures:
+class SiegeResult:
     """What an attacked run came to beside its control; each pair is the attacked one's and the control's.
 
     ``rounds`` by peer, ``furthest`` the last one's number. ``longest``: seconds of a round without its computing.
@@ -267,7 +267,7 @@ def siege(
     seconds: float,
     names: Sequence[str] = tuple(ATTACKS),
     say: Callable[[str], None] = lambda line: None,
-) -> Figures:
+) -> SiegeResult:
     """Attack a run for so many seconds, beside its control; ``security`` is ``none`` or ``curve``."""
     experiment = run.experiment.model_copy(
         update={
@@ -301,7 +301,7 @@ class _Siege:
         self._ended: dict[str, str] = {}
         self._looked = 0.0
 
-    def figures(self, attacks: Iterator[tuple[Attack, float]], least: int, seconds: float) -> Figures:
+    def figures(self, attacks: Iterator[tuple[Attack, float]], least: int, seconds: float) -> SiegeResult:
         """Do all of it, and each attack at least once."""
         if not self._until(lambda: all(group.warm() for group in self._groups), JOIN_SECONDS, joining=True):
             why = "".join(f" ({who} {how})" for who, how in self._ended.items())
@@ -382,7 +382,7 @@ class _Siege:
 
     # --- what came of it --------------------------------------------------------------------------------------------
 
-    def _measured(self, begun: float, ended: float, descriptors: Mapping[int, tuple[int, int]]) -> Figures:
+    def _measured(self, begun: float, ended: float, descriptors: Mapping[int, tuple[int, int]]) -> SiegeResult:
         events = [group.folder.events() for group in self._groups]
         played = [{peer: [e for e in said[peer] if isinstance(e, RoundReport)] for peer in HONEST} for said in events]
         within = [
@@ -399,7 +399,7 @@ class _Siege:
             held = [[s.memory for s in group.samples[peer] if first <= s.time <= last] for group in self._groups]
             return of(held[0] or [0]), of(held[1] or [0])
 
-        return Figures(
+        return SiegeResult(
             security=self._security,
             seconds=ended - begun,
             slots=self._slots,
@@ -455,7 +455,7 @@ def _how(code: int | None) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
 
-def table(found: Figures) -> Fitted:
+def table(found: SiegeResult) -> Fitted:
     """Show what each attack did, and what it cost."""
     rows = found.by_attack
     worst = min(found.rounds, key=lambda peer: found.rounds[peer][0] / max(1, found.rounds[peer][1]))

@@ -18,7 +18,7 @@ from dslth.run.sinks import Call
 from dslth.show.tables import Fitted
 from dslth.topology import Topology
 
-__all__ = ["Figures", "figures", "soak", "table"]
+__all__ = ["PeerGrowth", "figures", "soak", "table"]
 
 SAMPLES = 100
 """How often a peer looks at itself in a run."""
@@ -37,7 +37,7 @@ class _Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Figures:
+class PeerGrowth:
     """One peer: medians after the warm-up and at the end; memory is resident, in bytes."""
 
     peer: int
@@ -87,7 +87,7 @@ def _samples(folder: RunFolder, peer: int) -> Path:
     return folder.path / "samples" / f"peer-{peer}.jsonl"
 
 
-def figures(run: RunConfig, topology: Topology, folder: RunFolder) -> list[Figures]:
+def figures(run: RunConfig, topology: Topology, folder: RunFolder) -> list[PeerGrowth]:
     """Work out from the samples how much each peer held after the warm-up and at the end."""
     rounds = run.experiment.rounds
     found = []
@@ -101,11 +101,11 @@ def figures(run: RunConfig, topology: Topology, folder: RunFolder) -> list[Figur
             return median(getattr(s, name) for s in warm), median(getattr(s, name) for s in late)
 
         done = samples[-1].round + 1
-        found.append(Figures(peer, done, both("memory"), both("descriptors"), both("threads")))
+        found.append(PeerGrowth(peer, done, both("memory"), both("descriptors"), both("threads")))
     return found
 
 
-def table(found: list[Figures]) -> Fitted:
+def table(found: list[PeerGrowth]) -> Fitted:
     """Show what each peer held, after the warm-up and at the end."""
 
     def both(pair: tuple[float, float], unit: float = 1, digits: int = 0) -> str:
