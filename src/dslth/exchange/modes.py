@@ -35,7 +35,7 @@ class Sync:
 
     def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
         """Return the neighbours to wait for: in this round or before it, and their mask is not here."""
-        return [neighbour for neighbour in neighbours if neighbour.lacks(round_)]
+        return [n for n in neighbours if n.lacks(round_) and not n.has_skipped(round_)]
 
     def lose(self, neighbour: Neighbour[Any]) -> None:
         """Take it that a neighbour missed the deadline."""
@@ -75,6 +75,10 @@ class Patient(Sync):
     def __init__(self) -> None:
         super().__init__(float("inf"))
 
+    def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
+        """Return those whose mask is not here: nobody skips a round, a later mask says that this one is lost."""
+        return [neighbour for neighbour in neighbours if neighbour.lacks(round_)]
+
     def awaited_from(self, neighbour: Neighbour[Any], claimed: int, round_: int) -> int | None:
         """Return this round: whoever comes is waited for."""
         return round_
@@ -102,7 +106,7 @@ class Deadline(Sync):
 
     def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
         """Return those to wait for who are connected."""
-        return [n for n in neighbours if n.id in connected and n.lacks(round_)]
+        return [n for n in super().missing(neighbours, round_, connected) if n.id in connected]
 
     def lose(self, neighbour: Neighbour[Any]) -> None:
         """Wait for it in the next round all the same."""

@@ -114,9 +114,12 @@ class Neighbour(Generic[M]):
         return self.newest[0] if self.newest else None
 
     def lacks(self, round_: int) -> bool:
-        """Return whether its mask of a round is waited for and not here; who is two rounds on has skipped it."""
-        skipped = self.newest is not None and self.newest[0] >= round_ + 2
-        return self.state is State.AWAITED and self.first <= round_ and round_ not in self.masks and not skipped
+        """Return whether its mask of a round is waited for and not here."""
+        return self.state is State.AWAITED and self.first <= round_ and round_ not in self.masks
+
+    def has_skipped(self, round_: int) -> bool:
+        """Return whether it went on without sending a mask of a round, as its newest shows where peers skip rounds."""
+        return self.newest is not None and self.newest[0] >= round_ + 2
 
     def forget_masks_before(self, round_: int) -> None:
         """Forget masks of rounds that are over."""
