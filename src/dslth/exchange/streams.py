@@ -200,19 +200,26 @@ class Outgoing(Generic[M, C]):
         if not self._kept or after >= self._kept[-1][0]:
             return
         lacking = [coded for coded in self._coded.get(neighbour, ()) if coded.round > after]
+        first = self._first(max(needs, after + 1))
         before, tries = self._again.get(neighbour, (after, 0))
         tries = tries + 1 if before == after else 1
         self._again[neighbour] = after, tries
-        if tries > SAME_AGAIN or not lacking or not _continues(lacking[0], after, depth):
-            lacking = self._chain(neighbour, max(needs, after + 1))
+        # its chain may begin past what is needed: the neighbour held more before it was started again
+        if tries > SAME_AGAIN or not lacking or lacking[0].round > first or not _continues(lacking[0], after, depth):
+            lacking = self._chain(neighbour, first)
         for coded in lacking:
             yield self._frames(coded, acknowledge)
 
+    def _first(self, needs: int) -> int:
+        """Return the round of the first kept mask of round ``needs`` or later, else of the last."""
+        return next((round_ for round_, _ in self._kept if round_ >= needs), self._kept[-1][0])
+
     def _chain(self, neighbour: int, first: int) -> list[_Coded[M]]:
-        """Begin a new chain for a neighbour with the first kept mask of round ``first`` or later, or the last."""
-        masks = [kept for kept in self._kept if kept[0] >= first] or [self._kept[-1]]
+        """Begin a new chain for a neighbour with the kept mask of round ``first``."""
         history, chain = self._start, []
-        for round_, mask in masks:
+        for round_, mask in self._kept:
+            if round_ < first:
+                continue
             history, coded = self._code(round_, mask, history if history.round == round_ - 1 else self._start)
             chain.append(coded)
         self._held[neighbour], self._coded[neighbour] = history, deque(chain, maxlen=self._keep)
