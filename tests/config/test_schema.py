@@ -7,21 +7,9 @@ import pytest
 import yaml
 
 from dslth import config
-from dslth.coding.codecs import BY_NAME
-from dslth.config import CodecName, DataName, MeanName, NetworkConfig, Phase, Preset, RunConfig
+from dslth.config import NetworkConfig, RunConfig
 from dslth.errors import ConfigError
-from dslth.learning.data import SHAPES
-from dslth.learning.means import MEANS
-from dslth.run.events import Seconds
 from topology_files import EVERYTHING, SHIPPED, SMALL, load, with_keys
-
-
-def test_every_name_has_what_it_names() -> None:
-    assert set(config.PRESETS) == set(Preset)
-    assert set(SHAPES) == set(DataName)
-    assert set(MEANS) == set(MeanName)
-    assert set(BY_NAME) == set(CodecName) - {CodecName.AUTO}
-    assert set(Seconds.model_fields) == set(Phase)
 
 
 def test_settings_cannot_be_changed(file: Path) -> None:
