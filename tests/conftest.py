@@ -5,6 +5,9 @@ import signal
 import pytest
 from hypothesis import settings
 
+from dslth import config, topology
+from dslth.engines.supervisor import run_local
+from dslth.run.folder import RunFolder
 from live import write_topology
 from processes import Commands
 from scene import Scene
@@ -22,6 +25,17 @@ def topology_file(tmp_path):
         return write_topology(tmp_path / name, **settings)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """Three peers, two rounds, in memory."""
+    folder = tmp_path_factory.mktemp("recorded")
+    file = folder / "small.yaml"
+    file.write_text("graph: {kind: ring, peers: 3}\nexperiment: {rounds: 2, model: {name: mlp}}\n")
+    run = config.load(file)
+    run_local(run, topology.build(run.graph, 1), RunFolder(folder / "run"), transport="memory")
+    return folder / "run"
 
 
 @pytest.fixture

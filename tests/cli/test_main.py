@@ -1,36 +1,20 @@
-"""The command line: Ctrl-C at any moment, misspelt commands, damaged run folders, full disks, narrow terminals."""
+"""The command line: Ctrl-C at any moment, misspelt commands, full disks, unlike processors."""
 
-import io
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 
 import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rich.console import Console
 
-from dslth import config, topology
 from dslth.cli import main as cli
-from dslth.engines.supervisor import run_local
-from dslth.errors import MissingFileError
-from dslth.run.events import Joined, LinkStats, RoundReport
 from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
-from dslth.show import tables
-from dslth.show.graph import draw
-from dslth.show.live import LiveTable
-from dslth.show.tables import Fitted
 from live import printed, processes_of, wait_for
 from processes import ENV
 from tap import free_ports
-
-PROPERTY = settings(max_examples=60, deadline=None, database=None)
 
 
 def one_line(done, code):
@@ -39,17 +23,6 @@ def one_line(done, code):
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("dslth: ")
     return lines[0]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """Three peers, two rounds, in memory."""
-    folder = tmp_path_factory.mktemp("recorded")
-    file = folder / "small.yaml"
-    file.write_text("graph: {kind: ring, peers: 3}\nexperiment: {rounds: 2, model: {name: mlp}}\n")
-    run = config.load(file)
-    run_local(run, topology.build(run.graph, 1), RunFolder(folder / "run"), transport="memory")
-    return folder / "run"
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
@@ -161,73 +134,6 @@ def test_a_command_that_wants_another_word_shows_its_help(commands, line):
     assert "Commands:" in done.stderr
 
 
-# --- damaged run folders --------------------------------------------------------------------------------------------
-
-
-def damaged_copy(run_folder, folder):
-    """Copy what inspect reads."""
-    (folder / "peers").mkdir(parents=True, exist_ok=True)
-    for file in run_folder.glob("peers/*.jsonl"):
-        (folder / "peers" / file.name).write_bytes(file.read_bytes())
-    (folder / "manifest.json").write_bytes((run_folder / "manifest.json").read_bytes())
-    return RunFolder(folder)
-
-
-def shown(*tables, width=80):
-    text = io.StringIO()
-    console = Console(file=text, width=width)
-    for table in tables:
-        console.print(table)
-    return text.getvalue()
-
-
-def everything(folder, width=80):
-    summary = summarise(folder)
-    of_the_run = tables.peer_table(folder, summary), tables.totals(summary)
-    return shown(*of_the_run, tables.phase_table(folder), tables.edge_table(folder), width=width)
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        *[b"", b"[]", b"[[1, 2]]", b'"text"', b"17", b"null", b"\xff\xfe", 100_000 * b"["],
-        *[b'{"launched": "noon"}', b'{"launched": true}', b'{"launched": null}', b'{"launched": [1]}'],
-    ],
-    ids=lambda value: repr(value[:20]),
-)
-def test_a_manifest_that_says_nothing_costs_no_more_than_that(run_folder, tmp_path, manifest):
-    folder = damaged_copy(run_folder, tmp_path / "run")
-    (folder.path / "manifest.json").write_bytes(manifest)
-    whole = summarise(RunFolder(run_folder))
-    found = summarise(folder)
-    assert found.peers == whole.peers
-    assert found.seconds <= whole.seconds
-    assert "personal accuracy" in everything(folder)
-
-
-def test_lines_that_are_no_reports_are_skipped(run_folder, tmp_path, commands):
-    folder = damaged_copy(run_folder, tmp_path / "run")
-    file = folder.reports(1)
-    lines = file.read_bytes().splitlines(keepends=True)
-    lines[1:1] = [b"\xff\xfe garbage\n", b"\n", b'{"event": "round"}\n', b"[1]\n", lines[1][:40] + b"\n"]
-    file.write_bytes(b"".join(lines) + lines[-1][:50])
-    done = commands.run("dslth", "inspect", "run", "--json")
-    assert printed(done).peers == summarise(RunFolder(run_folder)).peers
-
-
-@PROPERTY
-@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1), st.binary(max_size=3), st.integers(0, 300)), max_size=4))
-def test_whatever_happens_to_its_bytes_a_run_folder_is_shown_or_refused(run_folder, tmp_path_factory, wounds):
-    folder = damaged_copy(run_folder, tmp_path_factory.getbasetemp() / "wounded")
-    for peer, place, put, taken in wounds:
-        file = folder.reports(peer)
-        content = file.read_bytes()
-        start = int(place * len(content))
-        file.write_bytes(content[:start] + put + content[start + taken :])
-    with suppress(MissingFileError):
-        assert "totals" in everything(folder)
-
-
 # --- too little memory ----------------------------------------------------------------------------------------------
 
 
@@ -323,76 +229,6 @@ def test_a_result_that_cannot_be_printed_is_one_line(run_folder, line):
         )  # fmt: skip
     assert done.returncode == 12
     assert done.stderr == "dslth: cannot print the result: No space left on device\n"
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
-def of_many_devices(run_folder, folder):
-    """Write a run whose every figure takes as much room as one may."""
-    devices = ["microcontroller", "single-board", "a-device-with-a-name-as-long-as-a-line-of-text", "phone"]
-    link = {n: LinkStats(payload_sent=10**11, message_sent=10**11, link_sent=10**11) for n in range(998, 1001)}
-    events = RunFolder(run_folder).events()[0]
-    (folder / "peers").mkdir(parents=True)
-    for number, device in enumerate(devices):
-        peer = 997 + number
-        said = []
-        for event in events:
-            changes = {"peer": peer, "links": link}
-            if isinstance(event, Joined):
-                changes |= {"device": device, "training_samples": 100_000 + number}
-            elif isinstance(event, RoundReport):
-                changes |= {
-                    "density": (0.3, 0.25 + number / 100, 0.9),
-                    "missing": tuple(range(20)),
-                    "refused": {"stranger": 1000, "out-of-turn": 77_777, "wrong-run": 5},
-                }
-            said.append(event.model_copy(update=changes))
-        lines = "".join(event.model_dump_json() + "\n" for event in said)
-        RunFolder(folder).reports(peer).write_text(lines)
-    return RunFolder(folder), devices
-
-
-@pytest.mark.parametrize("width", [80, 60, 200])
-def test_tables_fit_and_say_what_there_is_no_room_for(run_folder, tmp_path, width):
-    folder, devices = of_many_devices(run_folder, tmp_path / "wide")
-    text = everything(folder, width)
-    assert max(map(len, text.splitlines())) <= width
-    columns = text.partition("totals")[0]
-    for name in ("personal", "messages", "microcontroller"):
-        assert name in columns or width == 60
-    left_out = "left out" in columns
-    assert left_out == (width < 200)
-    assert ("ticket" in columns.partition("left out")[0]) == (width == 200)
-    live = LiveTable(1001, 100_000, "live")
-    for events in folder.events().values():
-        for event in events:
-            live.take(event)
-    live_text = shown(live, width=width)
-    assert max(map(len, live_text.splitlines())) <= width
-    assert "20 peers" in live_text
-    assert devices[0] in live_text or width == 60
-
-
-def test_a_table_goes_without_its_spare_columns_in_order_and_no_more_than_it_must():
-    columns = {"a": ["aaaa"], "b": ["bbbb"], "c": ["cccc"], "empty": [""]}
-    table = Fitted("t", columns, spare=("b", "empty", "a"), note="some words")
-    whole, narrow, narrowest = (shown(table, width=width) for width in (80, 14, 8))
-    assert "aaaa" in whole
-    assert "bbbb" in whole
-    assert "empty" not in whole
-    assert "left out" not in whole
-    assert "bbbb" not in narrow
-    assert "aaaa" in narrow
-    assert "aaaa" not in narrowest
-    assert "cccc" in narrowest
-    assert "some words" in whole
-
-
-def test_many_peers_are_not_drawn_in_text():
-    graph = topology.build(config.Ring(kind="ring", peers=80), 1)
-    assert max(map(len, draw(graph).splitlines())) == 80
-    assert "--png" in draw(topology.build(config.Ring(kind="ring", peers=81), 1))
 
 
 # --- unlike processors ------------------------------------------------------------------------------------------------
