@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from dslth.cli import options
 from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption
 from dslth.config import Mode, Security
+from dslth.engines.supervisor import Outcome, run_local
 from dslth.errors import ConfigError, DslthError
 from dslth.run.folder import RunFolder
 from dslth.show.console import err, out
@@ -45,7 +46,6 @@ def chaos(
 
     from dslth.bench.stress import chaos as measured  # torch is heavy: only who measures loads it
     from dslth.bench.stress import chaos_show as shown
-    from dslth.engines.supervisor import run_local
 
     faults = measured.schedule(settings, graph, every)
     if not faults:
@@ -201,7 +201,7 @@ def _unless(as_json: bool, what: RenderableType) -> None:
         out.print(what)
 
 
-def _go_on(outcome: Any) -> None:
+def _go_on(outcome: Outcome) -> None:
     """End here where a run was interrupted, or did not get as far as a report."""
     if outcome.interrupted:
         raise typer.Exit(130)
