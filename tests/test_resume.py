@@ -1,6 +1,5 @@
 """Runs that are killed and go on: with checkpoints and without a deadline the masks are those of an undisturbed run."""
 
-import json
 import os
 import signal
 import time
@@ -10,7 +9,7 @@ import pytest
 from dslth import config, topology
 from dslth.engines.supervisor import run_local
 from dslth.run.folder import RunFolder
-from dslth.run.summary import PeerSummary
+from dslth.run.summary import PeerSummary, Summary
 from dslth.seeds import Stream
 from live import (
     digests,
@@ -135,7 +134,7 @@ def test_a_peer_in_a_process_of_its_own_goes_on_with_the_same_command(commands, 
     summaries = {peer: summary_of(process, PeerSummary) for peer, process in processes.items()}
     assert {peer: summary.mask_digest for peer, summary in summaries.items()} == undisturbed[0]
     assert rounds_of(out) == undisturbed[1]
-    shown = json.loads(commands.run("dslth", "inspect", out, "--json").stdout)
+    shown = Summary.model_validate_json(commands.run("dslth", "inspect", out, "--json").stdout)
     assert what_happened(shown)["resumed", 1] == 1
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dslth import config, keys
-from dslth.config import RunConfig
+from dslth.config import Mode, RunConfig, TransportName
 from dslth.engines.base import Engine, Failure, PeerJob, Surroundings, end_on_signals, mask_learner
 from dslth.engines.processes import Processes
 from dslth.engines.threads import Threads
@@ -76,7 +76,7 @@ def run_local(
     topology: Topology,
     folder: RunFolder,
     *,
-    transport: str = "zeromq",
+    transport: TransportName = TransportName.ZEROMQ,
     join_timeout: float = 60.0,
     watch: Callable[[Event], None] = lambda event: None,
     restart: bool = False,
@@ -102,7 +102,7 @@ def run_local(
     keeps what was measured, summary included, wherever a peer got as far as its first report. Raises BusyError where
     another process is at work in the folder, CheckpointError where what is to be gone on with is another run's.
     """
-    make = engine or (Threads if transport == "memory" else partial(Processes, orphans=orphans))
+    make = engine or (Threads if transport == TransportName.MEMORY else partial(Processes, orphans=orphans))
     jobs = [
         PeerJob(
             peer,
@@ -266,7 +266,7 @@ class _Keeper:
         """Return whether the others wait for a peer that does not come: the first time, or without a deadline."""
         experiment = self._experiment
         new = not self._resumed and not self._has_joined(peer)
-        return experiment.algorithm.exchange and experiment.mode == "sync" and (new or experiment.deadline == "none")
+        return experiment.algorithm.exchange and experiment.mode == Mode.SYNC and (new or experiment.deadline == "none")
 
     def _rounds_of(self, peer: int) -> int:
         """Read how far a peer ever was from its file: who is killed takes reports along that are under way."""

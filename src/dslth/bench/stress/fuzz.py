@@ -17,7 +17,7 @@ import zmq
 from dslth import wire
 from dslth.bench.stress.relay import HOST, Relays, behind_relays, directed, whereabouts
 from dslth.coding import codecs
-from dslth.config import RunConfig, identity
+from dslth.config import RunConfig, TransportName, identity
 from dslth.engines.supervisor import run_local
 from dslth.learner import Learner
 from dslth.run.events import Event, RoundReport
@@ -237,7 +237,7 @@ def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connec
     peers = outcome.measured().peers
     rounds = min(peer.rounds_completed for peer in peers)
     calm = run.model_copy(update={"experiment": endless.model_copy(update={"rounds": max(1, rounds)})})
-    undisturbed = run_local(calm, topology, RunFolder(path.path / "undisturbed"), transport="memory").folder
+    undisturbed = run_local(calm, topology, RunFolder(path.path / "undisturbed"), transport=TransportName.MEMORY).folder
     masks, expected = _masks(folder, rounds), _masks(undisturbed, rounds)
     held = [event.memory_bytes for event in folder.events()[VICTIM] if isinstance(event, RoundReport)]
     return FuzzResult(

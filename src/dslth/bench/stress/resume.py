@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from dslth.config import RunConfig
+from dslth.config import RunConfig, TransportName
 from dslth.engines.supervisor import run_local
 from dslth.errors import PeerFailedError
 from dslth.run.folder import RunFolder
@@ -52,7 +52,7 @@ def trials(run: RunConfig, topology: Topology, folder: Path, kills: int, whole: 
     Moments and victims are drawn from the run's seed. Raises PeerFailedError where a run does not end well.
     """
     calm = RunFolder(folder / "undisturbed")
-    expected = _digests(run_local(run, topology, calm, transport="memory").measured())
+    expected = _digests(run_local(run, topology, calm, transport=TransportName.MEMORY).measured())
     file = calm.path / "topology.yaml"
     stream = Stream(run.experiment.seed, "resume")
     for number in range(kills + whole):
