@@ -332,7 +332,7 @@ def test_a_peer_that_has_finished_begins_anew_and_a_collector_too(commands, topo
     list(finish(*[commands.start("dslth-peer", *own, "--id", i, "--out", f"peer-{i}") for i in range(3)]))
     again = Summary.model_validate_json(next(finish(collector)))
     assert digests(again) == digests(first)
-    assert again.message_bytes_sent == first.message_bytes_sent  # the run's own, and not both runs'
+    assert again.payload_bytes_sent == first.payload_bytes_sent  # the run's own, and not both runs'
     lines = (tmp_path / "all/peers/peer-0.jsonl").read_text().splitlines()
     assert len([line for line in lines if '"event":"round"' in line]) == 3
 

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
@@ -458,8 +460,14 @@ main()
 """
 
 
-def test_ctrl_c_at_the_very_end_leaves_no_temporary_folder(topology_file, tmp_path):
-    (temporary := tmp_path / "tmp").mkdir()
+@pytest.fixture
+def temporary():
+    """A folder with a short name: sockets lie in it, and their names may not be long."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_ctrl_c_at_the_very_end_leaves_no_temporary_folder(topology_file, tmp_path, temporary):
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_AT, "run", "-t", topology_file(), "--out", tmp_path / "run"],
         env=ENV | {"TMPDIR": str(temporary)}, capture_output=True, text=True, timeout=100, check=False,

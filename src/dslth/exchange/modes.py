@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median_low
 from typing import Any, TypeVar
 
-from dslth.config import ExperimentConfig
+from dslth.config import ExperimentConfig, Mode
 from dslth.exchange.neighbour import Neighbour, State
 
 __all__ = ["BEHIND", "PROBATION", "Async", "Deadline", "Patient", "Sync", "middle", "mode_of"]
@@ -169,8 +169,9 @@ def mode_of(experiment: ExperimentConfig) -> Sync:
     """Return the mode of an experiment."""
     deadline = float("inf") if experiment.deadline == "none" else experiment.deadline
     match experiment.mode:
-        case "deadline":
+        case Mode.SYNC:
+            return Patient() if experiment.deadline == "none" else Sync(deadline)
+        case Mode.DEADLINE:
             return Deadline(deadline)
-        case "async":
+        case Mode.ASYNC:
             return Async(deadline, experiment.staleness)
-    return Patient() if experiment.deadline == "none" else Sync(deadline)
