@@ -81,6 +81,10 @@ class Neighbour(Generic[M]):
     said_bye: bool = False
     heard_bye: bool = False
     """Whether it has heard this peer's bye."""
+    confirmed_bye: bool = False
+    """Whether it was told that its bye was heard."""
+    back_by: float = float("-inf")
+    """Until when it may come back that has said bye and is not connected."""
 
     claimed: int | None = None
     """The latest round that it said it is in."""

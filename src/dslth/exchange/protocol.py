@@ -302,6 +302,8 @@ class Exchange(Generic[M, C]):
         """Learn that a message could not be handed over: nobody is connected there, or its queue is full."""
         if action.kind is Kind.HELLO:
             self._neighbours[action.neighbour].ungreeted = True
+        elif action.kind is Kind.BYE:
+            self._neighbours[action.neighbour].confirmed_bye = False
 
     def unreachable(self, action: Connect) -> None:
         """Learn that no neighbour can be where one said that it has moved to."""
@@ -413,14 +415,16 @@ class Exchange(Generic[M, C]):
     # --- leaving ----------------------------------------------------------------------------------------------------
 
     def _go_on_leaving(self, now: float) -> None:
-        there = self._mode.stays_for(self._all, self._connected)
+        perhaps_back = {neighbour.id for neighbour in self._all if now < neighbour.back_by}
+        there = self._mode.stays_for(self._all, self._connected | perhaps_back)
         if not there or now >= self._until:
             self._phase = Phase.NOTHING
             return
         for neighbour in there:
             if neighbour.asking.due(now, 2, MOST_PATIENT_SECONDS):  # a bye may have been lost, this peer's or theirs
                 self._say_bye(neighbour)
-        self._wake = min([self._until, *(neighbour.asking.at for neighbour in there)])
+        given_up_at = [neighbour.back_by for neighbour in there if neighbour.back_by > now]
+        self._wake = min([self._until, *(neighbour.asking.at for neighbour in there), *given_up_at])
 
     # --- saying -----------------------------------------------------------------------------------------------------
 
@@ -473,6 +477,7 @@ class Exchange(Generic[M, C]):
 
     def _say_bye(self, neighbour: Neighbour[M]) -> None:
         frames = wire.bye(self.me.digest, self._place.peer, self.round, heard=neighbour.said_bye)
+        neighbour.confirmed_bye = neighbour.said_bye and neighbour.id in self._connected
         self._say(neighbour, Kind.BYE, frames)
 
     # --- taking in --------------------------------------------------------------------------------------------------
@@ -555,9 +560,12 @@ class Exchange(Generic[M, C]):
     def _accept_bye(self, neighbour: Neighbour[M], header: Header) -> None:
         heard = header.held > 0
         self._actions.append(CountLinks())
-        neighbour.said_bye, neighbour.heard_bye = True, heard or neighbour.heard_bye
+        heard_before, neighbour.heard_bye = neighbour.heard_bye, heard or neighbour.heard_bye
+        neighbour.said_bye, neighbour.back_by = True, self._clock() + self._place.join_timeout
         if self.patient:  # it stays until this peer is done too: what it sent last may have to come again
-            if self._leaves and not heard:
+            # who says again that it has heard this peer's does not know that its own was heard
+            again = heard_before and not self._lately(neighbour, Kind.BYE)
+            if self._leaves and (not heard or not neighbour.confirmed_bye or again):
                 self._say_bye(neighbour)
         elif neighbour.state is State.AWAITED:
             neighbour.state = State.LEFT
