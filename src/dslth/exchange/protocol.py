@@ -439,7 +439,8 @@ class Exchange(Generic[M, C]):
     def _holds(self, neighbour: Neighbour[M]) -> int | None:
         """Return the round up to which a neighbour's masks are here, without those that came past a lost one."""
         held = self._incoming.held(neighbour.id)
-        if held is None or held < self.round or not self._mode.in_step or self.round in neighbour.masks:
+        skipped = not self.patient and neighbour.has_skipped(self.round)
+        if held is None or held < self.round or not self._mode.in_step or self.round in neighbour.masks or skipped:
             return held
         return self.round - 1 if self.round else None
 
