@@ -186,7 +186,7 @@ def test_devices_differ_and_the_report_shows_it(commands, tmp_path):
     [("fashion-mnist", {"name": "cnn"}), ("cifar10", {"name": "cnn"}), ("digits", {"name": "resnet8"})],
 )
 def test_other_data_and_models_run_with_either_preset(commands, topology_file, data, model, tmp_path):
-    folder = {"cifar10": config.Path(__file__).parents[2] / "shared/data/cifar10"}.get(data)
+    folder = {"cifar10": config.Path(__file__).parents[3] / "shared/data/cifar10"}.get(data)
     debian = config.Path("/usr/share/datasets/fashion-mnist")
     if (folder and not folder.is_dir()) or (data == "fashion-mnist" and not debian.is_dir()):
         pytest.skip(f"{data} is not on this machine")

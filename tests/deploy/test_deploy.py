@@ -25,7 +25,7 @@ from live import digests, printed, written
 from pushing import pushing
 from tap import free_ports
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # --- compose --------------------------------------------------------------------------------------------------------
