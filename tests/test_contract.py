@@ -58,7 +58,7 @@ def test_the_source_keeps_to_it(broken):
         ("wire.py", "from dslth.algorithm import combine", {TORCH}),
         ("coding/codecs.py", "from torch import Tensor", {TORCH}),
         ("run/events.py", "import torch", {TORCH}),
-        ("exchange/streams.py", "import dslth.learner", {TORCH}),
+        ("exchange/streams.py", "import dslth.learner", {LAYERS, TORCH}),
         ("algorithm.py", "from time import monotonic", {CLOCKS}),
         ("wire.py", "import zmq", {CLOCKS}),
         ("coding/codecs.py", "import threading", {CLOCKS}),

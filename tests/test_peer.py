@@ -1,13 +1,18 @@
 """One real peer over a real socket; the test is its neighbour, well-behaved or not."""
 
 import socket
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from dslth import wire
+from dslth import config, topology, wire
 from dslth.errors import AddressError, WrongRunError
+from dslth.exchange.protocol import Place
+from dslth.learner import Learner
 from dslth.masks import BitMask
+from dslth.peer import Peer
 from dslth.transport.memory import MemoryNetwork, MemoryTransport
 from dslth.transport.zeromq import ZeroMqTransport
 from dslth.wire import Kind, Refusal
@@ -255,3 +260,25 @@ def test_link_bytes_agree_with_the_kernel_of_the_other_end():
     finally:
         a.close()
         b.close()
+
+
+def test_a_slow_device_takes_its_time(topology_file):
+    run = config.load(topology_file(peers={0: {"speed": 0.25}}, rounds=1, algorithm={"exchange": False}))
+    waited, computed = [], []
+
+    class Stop(threading.Event):
+        def wait(self, timeout=None):
+            waited.append(timeout)
+            return False
+
+    class Timed(Learner):
+        def local_update(self, round_):
+            start = time.perf_counter()
+            learned = super().local_update(round_)
+            computed.append(time.perf_counter() - start)
+            return learned
+
+    learner = Timed(0, 3, run.experiment, run.device(0))
+    place = Place(0, run, topology.build(run.graph, run.experiment.seed), ["memory://0"] * 3)
+    Peer(place, learner, MemoryTransport(MemoryNetwork(), 0), [], Stop()).run()
+    assert 3 * computed[0] <= waited[0] <= 3 * computed[0] + 1  # four times as long in all

@@ -13,8 +13,10 @@ from torch import Tensor
 from dslth import algorithm
 from dslth.coding.forecast import Forecast
 from dslth.config import DeviceConfig, ExperimentConfig, Scores
+from dslth.exchange.streams import MaskCoding
 from dslth.learning import data, models, partition, supermask
 from dslth.masks import BitMask
+from dslth.run import tickets
 from dslth.run.events import Accuracies
 from dslth.seeds import Stream
 
@@ -88,7 +90,7 @@ class Learner:
 
     def __init__(self, peer: int, n_peers: int, experiment: ExperimentConfig, device: DeviceConfig) -> None:
         self.peer, self.seed = peer, experiment.seed
-        self._algorithm = settings = experiment.algorithm
+        self._experiment, self._algorithm = experiment, (settings := experiment.algorithm)
         self._threads = device.threads
         self._samples = Samples(peer, n_peers, experiment, device)
         with threads(self._threads):
@@ -132,6 +134,17 @@ class Learner:
             magnitudes = [(np.abs(s) + np.float32(0.5) * a.numpy()).ravel() for s, a in zip(first, masks, strict=True)]
             self._forecasts[key] = Forecast(magnitudes, ones)
         return self._forecasts[key]
+
+    @property
+    def coding(self) -> MaskCoding:
+        """How masks go on the wire."""
+        fewer = self._algorithm.min_filter_weights > 0
+        return MaskCoding(self.sizes, self._experiment.codec, self.forecast, fewer=fewer, flip=self._algorithm.flip)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What peers must share to understand each other, besides the run's settings: nothing."""
+        return {}
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -207,6 +220,11 @@ class Learner:
         """Return the mask that is in use (step 8)."""
         with threads(self._threads):
             return _packed(self._masks())
+
+    def result(self) -> tuple[BitMask, tickets.Ticket]:
+        """Return the mask that is in use, and the ticket of it."""
+        mask, shapes = self.mask(), tuple(tuple(w.shape) for w in self.net.weights)
+        return mask, tickets.Ticket(self.peer, self._experiment, shapes, mask)
 
     def evaluate(self) -> Accuracies:
         """Classify both test sets with the mask in use (step 8)."""

@@ -1,7 +1,8 @@
 """The round loop of one peer: learn, send the mask, gather the neighbours' masks, fine-tune, report.
 
 What a newcomer should know: a peer is one thread, and who its neighbours are and what they say is the business of
-``exchange``. A peer that dies goes on from its last checkpoint.
+``exchange``. A peer that dies goes on from its last checkpoint. How it learns is a Method: the paper's is ``learner``,
+those that it is compared with are in ``bench``; all of them learn, send, wait and report in this one loop.
 """
 
 import threading
@@ -9,25 +10,70 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Generic, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dslth.config import Phase
 from dslth.exchange.ledger import Ledger
 from dslth.exchange.neighbours import Neighbours
 from dslth.exchange.protocol import Place
-from dslth.exchange.streams import MaskCoding
-from dslth.learner import Learner, processor
-from dslth.masks import BitMask
+from dslth.exchange.streams import C, Coding, M
+from dslth.learner import processor
 from dslth.run import tickets
 from dslth.run.checkpoint import Checkpoint, Checkpoints
-from dslth.run.events import Finished
+from dslth.run.events import Accuracies, Finished
 from dslth.run.sinks import Sink
 from dslth.terminal import say
 from dslth.transport import Transport
 
-__all__ = ["Peer"]
+__all__ = ["Method", "Peer"]
 
 
-class Peer:
+class Method(Protocol[M, C]):
+    """What a peer learns, and what it says of it: masks, or what a method that is compared with has in their place."""
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What peers must share to understand each other, besides the run's settings."""
+
+    @property
+    def coding(self) -> Coding[M, C]:
+        """How its messages go on the wire."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of weights of each layer."""
+
+    @property
+    def ones(self) -> tuple[int, ...]:
+        """Number of weights of each layer that are kept."""
+
+    @property
+    def training_samples(self) -> int:
+        """Number of samples that it learns from."""
+
+    def local_update(self, round_: int) -> tuple[M, float]:
+        """Take a round's local steps; return the message to send and the mean loss."""
+
+    def fine_tune(self, received: Mapping[int, M]) -> None:
+        """Take in the messages of the neighbours that are there."""
+
+    def evaluate(self) -> Accuracies:
+        """Classify the test samples with what was learned."""
+
+    def state(self) -> Mapping[str, NDArray[np.float32]]:
+        """Return what was learned between two rounds; later rounds leave it as it is."""
+
+    def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Go on from a state; KeyError or ValueError where it is none of this method."""
+
+    def result(self) -> tuple[M, tickets.Ticket | None]:
+        """Return what was learned in the form of a message, and as a ticket where there is one."""
+
+
+class Peer(Generic[M, C]):
     """One peer of a run, from its first hello to its last bye. ``transport`` listens already.
 
     Where there are checkpoints of this run the peer goes on from the newest.
@@ -36,24 +82,20 @@ class Peer:
     def __init__(
         self,
         place: Place,
-        learner: Learner,
+        method: Method[M, C],
         transport: Transport,
         sinks: Sequence[Sink],
         stop: threading.Event,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        self._place, self._learner, self._stop, self._checkpoints = place, learner, stop, checkpoints
+        self._place, self._method, self._stop, self._checkpoints = place, method, stop, checkpoints
         self._experiment = place.run.experiment
         self._device = place.run.device(place.peer)
         self._ledger = Ledger(place.peer, place.neighbours, transport, sinks)
-        coding = MaskCoding(
-            learner.sizes,
-            self._experiment.codec,
-            learner.forecast,
-            fewer=self._experiment.algorithm.min_filter_weights > 0,
-            flip=self._experiment.algorithm.flip,
+        self._coding = method.coding
+        self._neighbours = Neighbours(
+            place, method.sizes, method.ones, self._coding, transport, self._ledger, stop, method.settings
         )
-        self._neighbours = Neighbours(place, learner.sizes, learner.ones, coding, transport, self._ledger, stop)
         self._exchange = self._neighbours.exchange
         self._run = self._exchange.me.digest.hex()
         self._saved = 0
@@ -71,8 +113,8 @@ class Peer:
         if exchanges and exchange.round < rounds:
             self._neighbours.join(resumed=resumed)
         if not self._stop.is_set():
-            samples, device = self._learner.training_samples, self._device.device
-            self._ledger.joined(self._experiment.model.name, self._learner.sizes, samples, device, processor())
+            samples, device = self._method.training_samples, self._device.device
+            self._ledger.joined(self._experiment.model.name, self._method.sizes, samples, device, processor())
         while exchange.round < rounds and not self._stop.is_set():
             exchange.catch_up()
             if self._play(exchange.round):
@@ -88,26 +130,26 @@ class Peer:
 
     def _play(self, round_: int) -> bool:
         """Play one round; False where the peer was asked to end in its middle."""
-        learner, ledger, experiment = self._learner, self._ledger, self._experiment
-        before = learner.state()
+        method, ledger, experiment = self._method, self._ledger, self._experiment
+        before = method.state()
         with ledger.phase(Phase.COMPUTE), self._slowed():
-            mask, loss = learner.local_update(round_)
-        masks: Mapping[int, BitMask] = {}
+            message, loss = method.local_update(round_)
+        received: Mapping[int, M] = {}
         if experiment.algorithm.exchange:
             with ledger.phase(Phase.ENCODE):
-                self._neighbours.send(mask)
-            masks = self._neighbours.gather()
+                self._neighbours.send(message)
+            received = self._neighbours.gather()
             if self._stop.is_set():
-                learner.restore(before)
+                method.restore(before)
                 return False
             with ledger.phase(Phase.FINE_TUNE), self._slowed():
-                learner.fine_tune(masks)
+                method.fine_tune(received)
         accuracy = None
         if (round_ + 1) % experiment.evaluate_every == 0 or round_ + 1 == experiment.rounds:
             with ledger.phase(Phase.EVALUATE):
-                accuracy = learner.evaluate()
-        missing = set(self._place.neighbours) - masks.keys() if experiment.algorithm.exchange else ()
-        ledger.round(round_, mask, loss, missing, accuracy)
+                accuracy = method.evaluate()
+        missing = set(self._place.neighbours) - received.keys() if experiment.algorithm.exchange else ()
+        ledger.round(round_, message, loss, missing, accuracy)
         return True
 
     @contextmanager
@@ -120,11 +162,10 @@ class Peer:
             self._stop.wait((time.perf_counter() - start) * (1 / speed - 1))
 
     def _finish(self, ticket: Path | None) -> Finished:
-        mask = self._learner.mask()
-        if ticket is not None and self._exchange.round:
-            shapes = tuple(tuple(w.shape) for w in self._learner.net.weights)
-            tickets.store(tickets.Ticket(self._place.peer, self._experiment, shapes, mask), ticket)
-        return self._ledger.finished(self._exchange.round, mask)
+        message, learned = self._method.result()
+        if ticket is not None and learned is not None and self._exchange.round:
+            tickets.store(learned, ticket)
+        return self._ledger.finished(self._exchange.round, message)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -132,12 +173,12 @@ class Peer:
         """Go on from the newest checkpoint; False where there is none."""
         if self._checkpoints is None:
             return False
-        checkpoint, notes = self._checkpoints.load(self._run, self._learner.sizes)
+        checkpoint, notes = self._checkpoints.load(self._run, self._coding.unpack)
         for note in notes:
             self._say(f"{note}; the one before it serves")
         if checkpoint is None:
             return False
-        self._learner.restore(checkpoint.tensors)
+        self._method.restore(checkpoint.tensors)
         self._saved = min(checkpoint.round, self._experiment.rounds)
         self._exchange.restore(self._saved, checkpoint.sent)
         self._ledger.restore(checkpoint.refused, checkpoint.sent[-1][1] if checkpoint.sent else None)
@@ -148,8 +189,8 @@ class Peer:
         """Write a checkpoint; where the disk does not take it, say so once and learn on."""
         if self._checkpoints is None or self._saved == self._exchange.round:
             return
-        sent = [(round_, mask) for round_, mask in self._exchange.sent if round_ < self._exchange.round]
-        state, refused = self._learner.state(), self._ledger.refused
+        sent = [(round_, message) for round_, message in self._exchange.sent if round_ < self._exchange.round]
+        state, refused = self._method.state(), self._ledger.refused
         try:
             self._checkpoints.save(Checkpoint(self._run, self._exchange.round, state, sent, refused))
         except OSError as error:

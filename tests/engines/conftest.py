@@ -12,13 +12,6 @@ from dslth.deploy.compose import compose as compose_file
 from live import digests, printed
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "engines" in str(item.path):
-            item.add_marker(pytest.mark.engine)
-            item.add_marker(pytest.mark.timeout(900))
-
-
 @pytest.fixture(scope="session")
 def engine():
     """A Docker engine that answers."""

@@ -11,6 +11,8 @@ from containers import IMAGE, ROOT, Project, sh, wait_for
 from dslth.run.summary import PeerSummary
 from live import digests
 
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
 HELD = "cat /sys/fs/cgroup/memory/memory.stat /sys/fs/cgroup/memory.stat 2>/dev/null | grep -E '^(total_rss|anon) '"
 """Anonymous memory of a container, in cgroups of version 1 or 2."""
 

@@ -9,6 +9,8 @@ from containers import sh, wait_for
 from dslth.run.events import RoundReport, parse
 from live import digests, printed
 
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
 PEERS = 4
 ROUNDS = 400
 """Enough for a neighbour to be lost and back before the last."""

@@ -12,6 +12,8 @@ from dslth.run.folder import RunFolder
 from dslth.run.summary import PeerSummary
 from live import rounds, rounds_done, wait_for, write_topology
 
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
 PEERS = 10
 PEER = Path(sys.executable).with_name("dslth-peer")
 

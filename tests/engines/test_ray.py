@@ -10,6 +10,8 @@ from containers import sh, wait_for
 from dslth.run.summary import Summary
 from live import digests, printed, written
 
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
 DSLTH = Path(sys.executable).with_name("dslth")
 
 

@@ -11,6 +11,8 @@ from containers import sh, wait_for
 from live import digests, printed
 from tap import free_ports
 
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
 PEERS = 10
 BIN = Path(sys.executable).parent
 

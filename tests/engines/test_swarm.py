@@ -8,6 +8,8 @@ import pytest
 from containers import ROOT, sh, wait_for
 from live import digests, written
 
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
 
 @pytest.fixture
 def swarm(image):

@@ -5,6 +5,7 @@ import os
 import resource
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from live import rounds_done, wait_for
 
 RUN = "12" * 16
 SIZES = (24, 13)
+UNPACK = partial(BitMask.unpack, sizes=SIZES)
 names = st.text("abcdefghij.0123456789", min_size=1, max_size=12).map(lambda name: f"scores.{name}")
 floats = st.floats(width=32, allow_nan=False)
 shapes = arrays.array_shapes(min_dims=1, max_dims=3, max_side=5)
@@ -52,7 +54,7 @@ def folder(tmp_path):
 def test_what_is_read_is_what_was_written(tmp_path_factory, written):
     folder = Checkpoints(tmp_path_factory.mktemp("peer"))
     folder.save(written)
-    read, notes = folder.load(RUN, SIZES)
+    read, notes = folder.load(RUN, UNPACK)
     assert notes == []
     assert (read.run, read.round, read.refused) == (written.run, written.round, written.refused)
     assert read.sent == written.sent
@@ -63,7 +65,7 @@ def test_what_is_read_is_what_was_written(tmp_path_factory, written):
 
 
 def test_none_is_none(folder):
-    assert folder.load(RUN, SIZES) == (None, [])
+    assert folder.load(RUN, UNPACK) == (None, [])
 
 
 def test_the_last_two_are_kept_and_nothing_else_is_left(folder):
@@ -73,7 +75,7 @@ def test_the_last_two_are_kept_and_nothing_else_is_left(folder):
         "round-00000100.safetensors",
         "round-00001000.safetensors",
     ]
-    assert folder.load(RUN, SIZES)[0].round == 1000
+    assert folder.load(RUN, UNPACK)[0].round == 1000
     (folder.folder / ".round-00001005.safetensors.17").write_bytes(b"the process was killed in its midst")
     folder.save(some(1010))
     assert sorted(path.name for path in folder.folder.iterdir()) == [
@@ -88,7 +90,7 @@ def test_the_last_two_are_kept_and_nothing_else_is_left(folder):
 def test_what_is_no_file_is_no_checkpoint(folder):
     folder.save(some(5))
     os.mkfifo(folder.folder / "round-00000009.safetensors")
-    assert folder.load(RUN, SIZES)[0].round == 5
+    assert folder.load(RUN, UNPACK)[0].round == 5
 
 
 def test_torn_at_any_length_the_one_before_serves(folder):
@@ -98,7 +100,7 @@ def test_torn_at_any_length_the_one_before_serves(folder):
     whole = newest.read_bytes()
     for length in range(len(whole)):
         newest.write_bytes(whole[:length])
-        read, notes = folder.load(RUN, SIZES)
+        read, notes = folder.load(RUN, UNPACK)
         assert read.round == 5, length
         assert len(notes) == 1
         assert newest.name in notes[0]
@@ -115,7 +117,7 @@ def test_a_damaged_byte_is_seen(tmp_path_factory, data):
     damaged[at] ^= data.draw(st.integers(1, 255))
     newest.write_bytes(bytes(damaged))
     with suppress(CheckpointError):
-        read, _ = folder.load(RUN, SIZES)  # in the header's padding at most
+        read, _ = folder.load(RUN, UNPACK)  # in the header's padding at most
         assert (read.round, read.sent, read.refused) == (5, some(5).sent, some(5).refused)
         assert np.array_equal(read.tensors["scores.0"], some(5).tensors["scores.0"])
 
@@ -125,14 +127,14 @@ def test_arbitrary_bytes_are_one_clear_line(tmp_path_factory, content):
     folder = Checkpoints(tmp_path_factory.mktemp("peer"))
     (folder.folder / "round-00000005.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="remove it to begin anew"):
-        folder.load(RUN, SIZES)
+        folder.load(RUN, UNPACK)
 
 
 def test_another_runs_checkpoint_is_not_used_and_neither_is_one_before_it(folder):
     folder.save(some(5))
     folder.save(replace(some(10), run="00" * 16))
     with pytest.raises(CheckpointError, match=f"belongs to another run: .* or remove {folder.folder} to begin anew"):
-        folder.load(RUN, SIZES)
+        folder.load(RUN, UNPACK)
 
 
 def test_another_versions_checkpoint_is_not_used(folder, monkeypatch):
@@ -140,20 +142,20 @@ def test_another_versions_checkpoint_is_not_used(folder, monkeypatch):
     folder.save(some(5))
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="another version of dslth"):
-        folder.load(RUN, SIZES)
+        folder.load(RUN, UNPACK)
 
 
 def test_masks_of_another_layout_are_not_read(folder):
     folder.save(some(5))
     with pytest.raises(CheckpointError):
-        folder.load(RUN, (*SIZES, 1000))
+        folder.load(RUN, partial(BitMask.unpack, sizes=(*SIZES, 1000)))
 
 
 def test_a_safetensors_file_of_somebody_else_is_not_read(folder):
     folder.folder.mkdir(parents=True)
     save_file({"weight": np.zeros(3, np.float32)}, folder.folder / "round-00000005.safetensors")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        folder.load(RUN, SIZES)
+        folder.load(RUN, UNPACK)
 
 
 def test_nothing_in_it_runs(folder):
@@ -179,7 +181,7 @@ def test_a_disk_that_takes_no_more_leaves_the_one_before_whole(folder):
         folder.save(some(10))
     assert raised.value.errno == errno.EFBIG
     assert [path.name for path in folder.folder.iterdir()] == ["round-00000005.safetensors"]
-    assert folder.load(RUN, SIZES)[0].round == 5
+    assert folder.load(RUN, UNPACK)[0].round == 5
 
 
 def test_a_peer_whose_disk_is_full_says_so_once_and_learns_on(commands, topology_file, tmp_path):

@@ -1,7 +1,8 @@
 """``dslth bench comm``: what communication costs and what it buys, each way to learn a row, one after the other.
 
-All rows share data split, model, rounds, seed, batches and local steps, and run as processes over ZeroMQ on free ports
-of this machine. Accuracy is on test samples of a peer's own classes; bytes are those sent by all peers together.
+All rows share data split, model, rounds, seed, batches and local steps, and the loop and the exchange of the peers: as
+processes over ZeroMQ on free ports of this machine, or as threads over memory. Accuracy is on test samples of a peer's
+own classes; bytes are those sent by all peers together.
 """
 
 import json
@@ -21,23 +22,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dslth.bench.baselines import Baseline, before_exchange
 from dslth.bench.entropy import ORDERS, mask_bits
-from dslth.bench.methods import METHODS, RATES
+from dslth.bench.methods import METHODS, RATES, Alone, Compared, before_exchange
 from dslth.coding import codecs
-from dslth.config import CodecName, RunConfig
+from dslth.config import CodecName, RunConfig, TransportName
 from dslth.engines.base import PeerJob, mask_learner
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError
 from dslth.learner import Learner
 from dslth.masks import BitMask, packed_size
+from dslth.peer import Method
 from dslth.run.events import Joined, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.run.summary import summarise
 from dslth.show.words import amount, percent
 from dslth.topology import Topology
 
-__all__ = ["ROWS", "Row", "RowResult", "chosen", "compare", "run_rows"]
+__all__ = ["ROWS", "Recorded", "Row", "RowResult", "chosen", "compare", "run_rows"]
 
 REFERENCE, YARDSTICK = "mce-bitpack", "dpsgd"
 """The row whose masks the lossless ones must equal, and the one whose final accuracy the others are asked to reach."""
@@ -50,26 +51,27 @@ def _masks_file(folder: RunFolder, peer: int) -> Path:
     return folder.path / "masks" / f"peer-{peer}.bits"
 
 
-def recorded(job: PeerJob, *, lift: bool = True) -> Learner:
-    """Return what learns a mask and keeps the packed masks that are sent, for their entropy.
+class Recorded(Learner):
+    """Learns a mask, and keeps the packed masks that it sends, for their entropy.
 
     Without ``lift`` its masks come from its own scores alone: no aggregation tensor, fine-tuning stays.
     """
-    file = _masks_file(job.folder, job.peer)
-    file.parent.mkdir(exist_ok=True)
 
-    class Recording(Learner):
-        def local_update(self, round_: int) -> tuple[BitMask, float]:
-            mask, loss = super().local_update(round_)
-            with file.open("ab") as kept:
-                kept.write(mask.pack())
-            return mask, loss
+    def __init__(self, job: PeerJob, *, lift: bool = True) -> None:
+        super().__init__(job.peer, job.topology.peers, job.run.experiment, job.run.device(job.peer))
+        self._file, self._lift = _masks_file(job.folder, job.peer), lift
+        self._file.parent.mkdir(exist_ok=True)
 
-        def _lifts(self) -> list[Tensor]:
-            lifts = super()._lifts()
-            return lifts if lift else [torch.zeros_like(a) for a in lifts]
+    def local_update(self, round_: int) -> tuple[BitMask, float]:
+        """Take the round's local steps, and keep the mask to send."""
+        mask, loss = super().local_update(round_)
+        with self._file.open("ab") as kept:
+            kept.write(mask.pack())
+        return mask, loss
 
-    return Recording(job.peer, job.topology.peers, job.run.experiment, job.run.device(job.peer))
+    def _lifts(self) -> list[Tensor]:
+        lifts = super()._lifts()
+        return lifts if self._lift else [torch.zeros_like(a) for a in lifts]
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ class Row:
 
     name: str
     what: str
-    method: Callable[[PeerJob], Learner] = mask_learner
-    be: Baseline | None = None
+    method: Callable[[PeerJob], Method[Any, Any]]
     codec: CodecName | None = None
     algorithm: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,11 +93,14 @@ class Row:
 
 _CODECS = (*(codec.name for codec in codecs.BY_ID.values()), CodecName.AUTO)
 _ROWS = (
-    *(Row(f"mce-{name}", f"MCE-PL, codec {name}", recorded, codec=name) for name in _CODECS),
-    Row("mce-alone", "MCE-PL without exchange", algorithm={"exchange": False}),
-    Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(recorded, lift=False)),
-    Row("mce-no-tune", "MCE-PL without fine-tuning", recorded, algorithm={"fine_tune_lr": 0.0}),
-    *(Row(name, (method.__doc__ or "").partition(":")[0], be=Baseline(name)) for name, method in METHODS.items()),
+    *(Row(f"mce-{name}", f"MCE-PL, codec {name}", Recorded, codec=name) for name in _CODECS),
+    Row("mce-alone", "MCE-PL without exchange", mask_learner, algorithm={"exchange": False}),
+    Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(Recorded, lift=False)),
+    Row("mce-no-tune", "MCE-PL without fine-tuning", Recorded, algorithm={"fine_tune_lr": 0.0}),
+    *(
+        Row(name, (method.__doc__ or "").partition(":")[0], Compared(name), algorithm={"exchange": method is not Alone})
+        for name, method in METHODS.items()
+    ),
 )
 ROWS: Mapping[str, Row] = {row.name: row for row in _ROWS}
 
@@ -242,13 +246,13 @@ def _told(step: Sequence[RoundReport]) -> list[float]:
 
 def _before(folder: RunFolder, joined: Sequence[Joined]) -> dict[int, list[float]]:
     """Return the peers' personal accuracies before the exchange by round; empty where nobody wrote them."""
-    shares: dict[int, list[float]] = {}
-    for event in joined:
-        if (file := before_exchange(folder, event.peer)).exists():
+    shares: dict[int, dict[int, float]] = {}
+    for peer in {event.peer for event in joined}:
+        if (file := before_exchange(folder, peer)).exists():
             for line in file.read_text(encoding="utf-8").splitlines():
                 round_, personal, _ = json.loads(line)
-                shares.setdefault(round_, []).append(personal)
-    return shares
+                shares.setdefault(round_, {})[peer] = personal  # a round that was played again counts once
+    return {round_: list(by_peer.values()) for round_, by_peer in shares.items()}
 
 
 def _bounds(folder: RunFolder, joined: Sequence[Joined], edges_weights: int) -> list[list[float]]:
@@ -273,6 +277,7 @@ def run_rows(
     folder: Path,
     stop: threading.Event,
     *,
+    transport: TransportName = TransportName.ZEROMQ,
     tune: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[RowResult]:
@@ -284,10 +289,10 @@ def run_rows(
         tries: list[RowResult] = []
         method = METHODS.get(row.name)
         for lr in RATES if tune and method else [method.lr if method else None]:
-            be = replace(row.be, lr=lr) if row.be else None
+            by = replace(row.method, lr=lr) if isinstance(row.method, Compared) else row.method
             place = RunFolder(folder / (row.name if lr is None else f"{row.name}-{lr:g}"))
             settings = row.settings(run)
-            if stop.is_set() or run_local(settings, topology, place, method=row.method, be=be).interrupted:
+            if stop.is_set() or run_local(settings, topology, place, transport=transport, method=by).interrupted:
                 return
             figures = measure(row, place, lr)
             shutil.rmtree(place.path / "masks", ignore_errors=True)

@@ -1,18 +1,19 @@
-"""Other ways to learn together, each as what one peer learns, says and takes in: what MCE-PL is compared with.
+"""Other ways to learn together: what MCE-PL is compared with. Each is a ``peer.Method``, in the same loop as MCE-PL.
 
 Here weights and biases learn, from torch's own initialisation drawn from the run's seed, by SGD with momentum that each
-peer keeps to itself. Peers start alike, so first weights are never sent. Numbers on the wire are raw, little-endian.
+peer keeps to itself. Peers start alike, so first weights are never sent. ``codings`` has what goes on the wire.
 
 Each method's learning rate is that of RATES with which it ends best by ``dslth bench comm -t ring --tune`` (digits, 20
 rounds); for DisPFL the next lower, because it ends .002 below that one there and well above it on Fashion-MNIST.
 """
 
-import hashlib
-import sys
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from math import cos, isfinite, pi
-from typing import Any, ClassVar
+from dataclasses import astuple, dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,19 +21,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dslth.config import ExperimentConfig, Init, RunConfig
-from dslth.learner import Samples
+from dslth.bench import codings
+from dslth.bench.codings import ChangesCoding, Layout, Model, Sent, SparseCoding, SparseModel, WholeCoding
+from dslth.config import ExperimentConfig, Init
+from dslth.engines.base import PeerJob
+from dslth.learner import Samples, threads
 from dslth.learning import data, models, supermask
 from dslth.run.events import Accuracies
+from dslth.run.folder import RunFolder
 from dslth.seeds import Stream
-from dslth.topology import Topology
 
-__all__ = ["METHODS", "RATES", "Alone", "DisPfl", "Dpsgd", "HalfDpsgd", "Method", "TopKDpsgd"]
+__all__ = ["METHODS", "RATES", "Alone", "Compared", "DisPfl", "Dpsgd", "HalfDpsgd", "TopKDpsgd", "before_exchange"]
 
 RATES = (0.01, 0.03, 0.05, 0.1)
 """Learning rates that ``--tune`` tries for every method."""
 MOMENTUM = 0.9
 """Without it D-PSGD ends at .927 on digits, ring of ten, 20 rounds, at its best rate; with it at .984."""
+
+S = TypeVar("S", bound=Sent)
+State = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Makes one of METHODS for a peer, at its own learning rate or another one; see ``PeerJob.method``."""
+
+    method: str
+    lr: float | None = None
+
+    def __call__(self, job: PeerJob) -> "_Sgd[Any]":
+        """Return what the peer learns by."""
+        return METHODS[self.method](job, self.lr)
+
+
+def before_exchange(folder: RunFolder, peer: int) -> Path:
+    """Where a peer's accuracies after local steps, before the exchange, are: JSON lines [round, personal, global]."""
+    return folder.path / "peers" / f"before-{peer}.jsonl"
 
 
 class _Net:
@@ -44,266 +68,268 @@ class _Net:
         parameters = dict(self._module.named_parameters())
         self.masked_sizes = frozen.sizes
         self.shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        self.lengths = [parameter.numel() for parameter in parameters.values()]
-        self.is_weight = [name in frozen.names for name in parameters]
+        lengths = tuple(parameter.numel() for parameter in parameters.values())
+        self.layout = Layout(lengths, tuple(name in frozen.names for name in parameters))
         self.first = torch.cat([parameter.flatten() for parameter in parameters.values()])
 
     def __call__(self, x: Tensor, images: Tensor) -> Tensor:
-        parts = zip(self.shapes.items(), torch.split(x, self.lengths), strict=True)
+        parts = zip(self.shapes.items(), torch.split(x, list(self.layout.lengths)), strict=True)
         parameters = {name: part.view(shape) for (name, shape), part in parts}
         logits: Tensor = torch.func.functional_call(self._module, parameters, (images,))
         return logits
 
 
-class Method(ABC):
-    """What one peer learns and says. ``x`` is its model, flat; ``weights`` how much each neighbour counts.
+class _Sgd(ABC, Generic[S]):
+    """What one peer learns and says, see ``peer.Method``. ``x`` is its model, flat; ``weights`` how much others count.
 
     The weights are Metropolis-Hastings: ``1 / (1 + max(degree_i, degree_j))``, the rest is the peer's own.
     """
 
+    name: ClassVar[str]
     lr: ClassVar[float]
-    exchanges: ClassVar[bool] = True
-    incremental: ClassVar[bool] = False
-    """Whether a message means something only to who has all those before it."""
+    coding: WholeCoding[S]
 
-    def __init__(self, peer: int, run: RunConfig, topology: Topology, lr: float | None = None) -> None:
-        self.device, self.run = run.device(peer), run
-        self.samples = Samples(peer, topology.peers, run.experiment, self.device)
-        self.net = _Net(run.experiment, self.samples.classes)
+    def __init__(self, job: PeerJob, lr: float | None = None) -> None:
+        self._experiment, self._device = job.run.experiment, job.run.device(job.peer)
+        self._samples = Samples(job.peer, job.topology.peers, self._experiment, self._device)
+        self.net = _Net(self._experiment, self._samples.classes)
         self.x, self.velocity = self.net.first.clone(), torch.zeros_like(self.net.first)
         self.rate = self.lr if lr is None else lr
-        degrees = {other: len(topology.neighbours(other)) for other in (peer, *topology.neighbours(peer))}
-        own = degrees.pop(peer)
+        degrees = {other: len(job.topology.neighbours(other)) for other in job.topology.neighbours(job.peer)}
+        own = len(degrees)
         self.weights = {other: 1 / (1 + max(own, degree)) for other, degree in degrees.items()}
+        self._before, self._round, self._learned = before_exchange(job.folder, job.peer), 0, self.x
 
-    def learn(self, round_: int) -> float:
-        """Take the round's local steps, on the batches that MCE-PL takes; gives the mean loss, finite in any case."""
+    @property
+    def settings(self) -> dict[str, str]:
+        """What peers must share to understand each other, besides the run's settings."""
+        return {"method": self.name, "method.lr": str(self.rate)}
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of weights of each layer."""
+        return self.net.masked_sizes
+
+    @property
+    def ones(self) -> tuple[int, ...]:
+        """Number of weights of each layer that are kept: all."""
+        return self.sizes
+
+    @property
+    def training_samples(self) -> int:
+        """Number of samples that this peer learns from."""
+        return len(self._samples)
+
+    def local_update(self, round_: int) -> tuple[S, float]:
+        """Take the round's local steps, on the batches that MCE-PL takes; return what to send and the mean loss."""
         losses = []
-        for step in range(self.run.experiment.algorithm.local_steps):
-            images, labels = self.samples.batch(round_, step)
-            x = self.x.clone().requires_grad_()
-            loss = F.cross_entropy(self.net(x, images), labels)
-            self.descend(torch.autograd.grad(loss, x)[0])
-            losses.append(loss.item())
-        mean = float(np.mean(losses))
-        return mean if isfinite(mean) else sys.float_info.max
+        with threads(self._device.threads):
+            for step in range(self._experiment.algorithm.local_steps):
+                images, labels = self._samples.batch(round_, step)
+                x = self.x.clone().requires_grad_()
+                loss = F.cross_entropy(self.net(x, images), labels)
+                self._descend(torch.autograd.grad(loss, x)[0])
+                losses.append(loss.item())
+            self._round, self._learned = round_, self.x
+            return self._say(round_), float(np.mean(losses))
 
-    def descend(self, gradient: Tensor) -> None:
+    def _descend(self, gradient: Tensor) -> None:
         """Take one step of SGD with momentum."""
         self.velocity = MOMENTUM * self.velocity + gradient
-        self.x -= self.rate * self.velocity
+        self.x = self.x - self.rate * self.velocity
 
-    def evaluate(self, x: Tensor) -> Accuracies:
-        """Classify both test sets with a model."""
-        return self.samples.accuracies(lambda images: self.net(x, images))
+    def fine_tune(self, received: Mapping[int, S]) -> None:
+        """Take in what the neighbours that are there said."""
+        with threads(self._device.threads):
+            self._mix(received)
 
-    @property
-    def digest(self) -> str:
-        """Name the model, where a report names a mask, by SHA-256."""
-        return hashlib.sha256(self.x.numpy().tobytes()).hexdigest()
+    def evaluate(self) -> Accuracies:
+        """Classify both test sets with the model; note what it was before the exchange."""
+        with threads(self._device.threads):
+            learned = self._accuracies(self._learned)
+            with self._before.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([self._round, *astuple(learned)]) + "\n")
+            return self._accuracies(self.x)
 
-    @property
-    def density(self) -> tuple[float, ...]:
-        """Share of weights that are not zero, layer by layer; biases are not counted."""
-        parts = zip(torch.split(self.x, self.net.lengths), self.net.is_weight, strict=True)
-        return tuple(int(part.count_nonzero()) / len(part) for part, is_weight in parts if is_weight)
+    def _accuracies(self, x: Tensor) -> Accuracies:
+        return self._samples.accuracies(lambda images: self.net(x, images))
 
-    @property
-    def largest(self) -> int:
-        """Bytes of a payload at most."""
-        return 4 * len(self.x)
+    def state(self) -> State:
+        """Return what was learned between two rounds, as flat float32 vectors."""
+        return {"x": self.x.numpy(), "velocity": self.velocity.numpy()}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state; KeyError where it is not one of this method."""
+        self.x, self.velocity = torch.from_numpy(state["x"]), torch.from_numpy(state["velocity"])
+
+    def result(self) -> tuple[S, None]:
+        """Return the model in the form of a message; a ticket is of a mask, so there is none."""
+        return self._message(), None
 
     @abstractmethod
-    def outgoing(self, round_: int) -> bytes:
-        """Return the payload for all neighbours, after the local steps."""
+    def _message(self) -> S:
+        """Return the model as it is, in the form of a message."""
 
     @abstractmethod
-    def decode(self, payload: bytes) -> Any:
-        """Read a neighbour's payload; ValueError where it cannot be one of this run."""
+    def _say(self, round_: int) -> S:
+        """Return what to send, after the local steps."""
 
     @abstractmethod
-    def absorb(self, received: Mapping[int, Any]) -> None:
-        """Take in what the neighbours that are there said, decoded."""
-
-    def hear_late(self, peer: int, content: Any) -> None:  # noqa: B027  # most have no use for it
-        """Learn of what a neighbour said in a round that is over."""
+    def _mix(self, received: Mapping[int, S]) -> None:
+        """Take in what the neighbours that are there said."""
 
 
-class Alone(Method):
+class _Dense(_Sgd[Model]):
+    """Says all parameters, as numbers of one kind."""
+
+    number: ClassVar[str] = "<f4"
+    _said: Model
+
+    def __init__(self, job: PeerJob, lr: float | None = None) -> None:
+        super().__init__(job, lr)
+        layout, number = self.net.layout, self.number
+        codec = codings.FLOAT16 if number == "<f2" else codings.FLOAT32
+        self.coding = WholeCoding(codec, lambda packed: Model(packed, layout, number), len(self._message().raw))
+
+    def _message(self) -> Model:
+        with np.errstate(over="ignore"):  # a model that diverges is still a result
+            return Model(self.x.numpy().astype(self.number).tobytes(), self.net.layout, self.number)
+
+    def _say(self, round_: int) -> Model:
+        self._said = self._message()
+        return self._said
+
+
+class Alone(_Dense):
     """No exchange: what weights learn from a peer's own samples, for telling what the others' exchange is worth."""
 
+    name = "sgd-alone"
     lr = 0.03
-    exchanges = False
 
-    def outgoing(self, round_: int) -> bytes:
-        return b""
-
-    def decode(self, payload: bytes) -> Any:
-        raise ValueError("not-expected")
-
-    def absorb(self, received: Mapping[int, Any]) -> None:
+    def _mix(self, received: Mapping[int, Model]) -> None:
         pass
 
 
-class Dpsgd(Method):
+class Dpsgd(_Dense):
     """D-PSGD (Lian et al. 2017): after its local steps a peer averages its float32 model with its neighbours'.
 
     Written as ``x_i += pace * sum_j W_ij (said_j - said_i)`` over what has been said on the wire, which is the same for
     exact messages and keeps the network's mean where messages are rounded (Koloskova et al. 2019, CHOCO).
     """
 
+    name = "dpsgd"
     lr = 0.05
     pace: ClassVar[float] = 1.0
-    number: ClassVar[str] = "<f4"
 
-    def __init__(self, peer: int, run: RunConfig, topology: Topology, lr: float | None = None) -> None:
-        super().__init__(peer, run, topology, lr)
-        self.said = self.x.clone()
-        self.heard = {other: self.x.clone() for other in self.weights}
-
-    def outgoing(self, round_: int) -> bytes:
-        payload = self.encode()
-        self.said = self.update(self.said, self.decode(payload))
-        return payload
-
-    def absorb(self, received: Mapping[int, Any]) -> None:
-        for peer, content in sorted(received.items()):
-            self.heard[peer] = self.update(self.heard[peer], content)
-            self.x += self.pace * self.weights[peer] * (self.heard[peer] - self.said)
-
-    def hear_late(self, peer: int, content: Any) -> None:
-        self.heard[peer] = self.update(self.heard[peer], content)
-
-    def encode(self) -> bytes:
-        """Write what brings the neighbours up to date."""
-        with np.errstate(over="ignore"):  # a model that diverges is still a result
-            return self.x.numpy().astype(self.number).tobytes()
-
-    def decode(self, payload: bytes) -> Any:
-        return _numbers(payload, len(self.x), self.number)
-
-    def update(self, known: Tensor, content: Any) -> Tensor:
-        """Return what is known of a model after its next message."""
-        return torch.from_numpy(content)
+    def _mix(self, received: Mapping[int, Model]) -> None:
+        said = torch.from_numpy(self._said.values)
+        for peer, message in sorted(received.items()):
+            self.x = self.x + self.pace * self.weights[peer] * (torch.from_numpy(message.values) - said)
 
 
 class HalfDpsgd(Dpsgd):
     """D-PSGD with float16 on the wire."""
 
+    name = "dpsgd-fp16"
     number = "<f2"
 
 
 class TopKDpsgd(Dpsgd):
-    """CHOCO-SGD (Koloskova et al. 2019): the SHARE largest differences to what was said; what is left out adds up.
+    """CHOCO-SGD (Koloskova et al. 2019): the SHARE largest differences to what was said; what is left out adds up."""
 
-    Payload: uint32 indices, ascending, then float32 values.
-    """
-
-    lr = 0.05
+    name = "dpsgd-topk"
     pace = 0.3
-    incremental = True
     SHARE: ClassVar[float] = 0.01
+    coding: ChangesCoding
 
-    @property
-    def _count(self) -> int:
-        return max(1, int(self.SHARE * len(self.x)))
+    def __init__(self, job: PeerJob, lr: float | None = None) -> None:
+        super().__init__(job, lr)
+        self._said = self._message()
+        self.coding = ChangesCoding(self._said, max(1, int(self.SHARE * len(self.x))))
 
-    def encode(self) -> bytes:
-        change = (self.x - self.said).numpy()
-        kept = np.sort(np.argpartition(np.abs(change), -self._count)[-self._count :])
-        return kept.astype("<u4").tobytes() + change[kept].astype("<f4").tobytes()
+    def _say(self, round_: int) -> Model:
+        self._said = self.coding.changed(self._said, self.x.numpy())
+        return self._said
 
-    def decode(self, payload: bytes) -> Any:
-        if len(payload) != 8 * self._count:
-            raise ValueError("wrong-length")
-        indices = np.frombuffer(payload, "<u4", self._count).astype(np.int64)
-        if indices[-1] >= len(self.x) or not (np.diff(indices) > 0).all():
-            raise ValueError("wrong-indices")
-        return indices, _numbers(payload[4 * self._count :], self._count, "<f4")
+    def state(self) -> State:
+        """Return what was learned between two rounds, and what was said of it."""
+        return {**super().state(), "said": self._said.values}
 
-    def update(self, known: Tensor, content: Any) -> Tensor:
-        indices, values = content
-        return known.index_add(0, torch.from_numpy(indices), torch.from_numpy(values))
+    def restore(self, state: State) -> None:
+        """Go on from a state; KeyError or ValueError where it is not one of this method."""
+        super().restore(state)
+        self._said = Model(state["said"].tobytes(), self.net.layout)
 
 
-class DisPfl(Method):
+class DisPfl(_Sgd[SparseModel]):
     """DisPFL (Dai et al. 2022): a personal sparse model; the average at a weight is over who keeps it.
 
     Each round the ``PRUNED * (1 + cos(pi t/T)) / 2`` smallest kept weights of a layer are dropped and as many grown
-    where the last dense gradient is largest. Densities are the peer's of MCE-PL; biases are dense. Payload: the
-    packed mask, then the float32 values of kept weights.
+    where the last dense gradient is largest. Densities are the peer's of MCE-PL; biases are dense.
     """
 
+    name = "dispfl"
     lr = 0.05
     PRUNED: ClassVar[float] = 0.5
 
-    def __init__(self, peer: int, run: RunConfig, topology: Topology, lr: float | None = None) -> None:
-        super().__init__(peer, run, topology, lr)
-        wanted = self.device.density
-        shapes = [shape for shape, masked in zip(self.net.shapes.values(), self.net.is_weight, strict=True) if masked]
-        densities = iter(supermask.densities(run.experiment.algorithm.density if wanted is None else wanted, shapes))
+    def __init__(self, job: PeerJob, lr: float | None = None) -> None:
+        super().__init__(job, lr)
+        layout, wanted = self.net.layout, self._device.density
+        shapes = [shape for shape, masked in zip(self.net.shapes.values(), layout.is_weight, strict=True) if masked]
+        density = self._experiment.algorithm.density if wanted is None else wanted
+        densities = iter(supermask.densities(density, shapes))
         masks = []
-        for layer, (n, masked) in enumerate(zip(self.net.lengths, self.net.is_weight, strict=True)):
-            lot = torch.from_numpy(Stream(run.experiment.seed, "dispfl mask", peer, layer).uniform(n))
+        for layer, (n, masked) in enumerate(zip(layout.lengths, layout.is_weight, strict=True)):
+            lot = torch.from_numpy(Stream(self._experiment.seed, "dispfl mask", job.peer, layer).uniform(n))
             masks.append(supermask.top_k(lot, next(densities) if masked else 1.0))
         self.mask = torch.cat(masks)
-        self.x *= self.mask
+        self.x = self.x * self.mask
         self._gradient = torch.zeros_like(self.x)
+        self.coding = SparseCoding(layout)
 
     @property
-    def largest(self) -> int:
-        return (len(self.x) + 7) // 8 + 4 * len(self.x)
+    def ones(self) -> tuple[int, ...]:
+        """Number of weights of each layer that are kept."""
+        return self.net.layout.ones(self.mask.numpy())
 
-    def descend(self, gradient: Tensor) -> None:
+    def _descend(self, gradient: Tensor) -> None:
         self._gradient = gradient
-        super().descend(gradient * self.mask)
+        super()._descend(gradient * self.mask)
 
-    def outgoing(self, round_: int) -> bytes:
-        self._prune_and_grow(self.PRUNED * (1 + cos(pi * round_ / self.run.experiment.rounds)) / 2)
-        return np.packbits(self.mask.numpy()).tobytes() + self.x[self.mask].numpy().astype("<f4").tobytes()
+    def _message(self) -> SparseModel:
+        return SparseModel.of(self.mask.numpy(), self.x.numpy(), self.net.layout)
+
+    def _say(self, round_: int) -> SparseModel:
+        self._prune_and_grow(self.PRUNED * (1 + cos(pi * round_ / self._experiment.rounds)) / 2)
+        return self._message()
 
     def _prune_and_grow(self, share: float) -> None:
-        parts = (torch.split(vector, self.net.lengths) for vector in (self.mask, self.x, self._gradient))
+        self.mask = self.mask.clone()  # the one before may be in a state that is gone back to
+        parts = (torch.split(vector, list(self.net.layout.lengths)) for vector in (self.mask, self.x, self._gradient))
         for mask, x, gradient in zip(*parts, strict=True):  # views: what is set here is set in self.mask
             count = int(share * int(mask.sum()))
             if count and not mask.all():
                 mask[x.abs().masked_fill(~mask, torch.inf).topk(count, largest=False).indices] = False
                 mask[gradient.abs().masked_fill(mask, -1.0).topk(count).indices] = True
-        self.x *= self.mask
-        self.velocity *= self.mask
+        self.x, self.velocity = self.x * self.mask, self.velocity * self.mask
 
-    def decode(self, payload: bytes) -> Any:
-        n = len(self.x)
-        packed = (n + 7) // 8
-        if len(payload) < packed:
-            raise ValueError("wrong-length")
-        bits = np.unpackbits(np.frombuffer(payload, np.uint8, packed))
-        if bits[n:].any():
-            raise ValueError("wrong-padding")
-        mask = bits[:n].astype(bool)
-        x = np.zeros(n, np.float32)
-        x[mask] = _numbers(payload[packed:], int(mask.sum()), "<f4")
-        return torch.from_numpy(mask), torch.from_numpy(x)
-
-    def absorb(self, received: Mapping[int, Any]) -> None:
+    def _mix(self, received: Mapping[int, SparseModel]) -> None:
         total, count = self.x.clone(), self.mask.float()
-        for _, (mask, x) in sorted(received.items()):
-            total += x
-            count += mask
+        for _, message in sorted(received.items()):
+            total += torch.from_numpy(message.values)
+            count += torch.from_numpy(message.mask)
         self.x = total / count.clamp(min=1) * self.mask
 
+    def state(self) -> State:
+        """Return what was learned between two rounds, the mask as 0 and 1."""
+        return {**super().state(), "mask": self.mask.float().numpy()}
 
-def _numbers(raw: bytes, count: int, number: str) -> NDArray[np.float32]:
-    """Read ``count`` numbers; ValueError where there are more or fewer."""
-    if len(raw) != count * np.dtype(number).itemsize:
-        raise ValueError("wrong-length")
-    return np.frombuffer(raw, number).astype(np.float32)
+    def restore(self, state: State) -> None:
+        """Go on from a state; KeyError where it is not one of this method."""
+        super().restore(state)
+        self.mask = torch.from_numpy(state["mask"]).bool()
 
 
-METHODS: Mapping[str, type[Method]] = {
-    "sgd-alone": Alone,
-    "dpsgd": Dpsgd,
-    "dpsgd-fp16": HalfDpsgd,
-    "dpsgd-topk": TopKDpsgd,
-    "dispfl": DisPfl,
+METHODS: Mapping[str, type[_Sgd[Any]]] = {
+    method.name: method for method in (Alone, Dpsgd, HalfDpsgd, TopKDpsgd, DisPfl)
 }

@@ -9,7 +9,8 @@ import typer
 
 from dslth.cli import options, stress
 from dslth.cli.app import App
-from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption
+from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption, TransportOption
+from dslth.config import TransportName
 from dslth.engines.base import end_on_signals
 from dslth.show.console import Terminal, err, out
 
@@ -29,13 +30,14 @@ def comm(
         float | None, typer.Option(min=0, max=1, help="Say the bytes to this mean personal accuracy, too.")
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Run each baseline at several learning rates.")] = False,
+    transport: TransportOption = TransportName.ZEROMQ,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare MCE-PL with each codec, without exchange, its ablations, and dense or sparse baselines.
 
-    Every row is a run of all peers on this machine over real sockets. Writes comm.csv, comm.json, comm.md, accuracy.png
-    and bits.png besides the rows' run folders.
+    Every row is a run of all peers on this machine; over memory there are no link bytes.
+    Writes comm.csv, comm.json, comm.md, accuracy.png and bits.png besides the rows' run folders.
     """
     settings, graph = options.read(topology_file, changes)
     options.look_at_data(settings, graph)
@@ -47,7 +49,9 @@ def comm(
     stop = threading.Event()
     measured = []
     with end_on_signals(stop):  # between two rows too: what is measured is written
-        for figures in comm.run_rows(selected, settings, graph, folder / "rows", stop, tune=tune, say=_say):
+        for figures in comm.run_rows(
+            selected, settings, graph, folder / "rows", stop, transport=transport, tune=tune, say=_say
+        ):
             measured.append(figures)
             compared = comm.compare(measured, target)
             show.write(compared, settings.model_dump(mode="json"), target, folder)

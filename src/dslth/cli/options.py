@@ -12,7 +12,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from dslth import config, topology
-from dslth.config import CodecName, Preset, RunConfig
+from dslth.config import CodecName, Preset, RunConfig, TransportName
 from dslth.engines.base import preflight
 from dslth.errors import MissingFileError, OutputError
 from dslth.run.folder import RunFolder
@@ -27,6 +27,7 @@ __all__ = [
     "OutOption",
     "TopologyArgument",
     "TopologyOption",
+    "TransportOption",
     "look_at_data",
     "new_folder",
     "orderly",
@@ -40,6 +41,9 @@ TopologyOption = Annotated[
 TopologyArgument = Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Folder to write [default: a new one under runs/].")
+]
+TransportOption = Annotated[
+    TransportName, typer.Option(help="Processes over ZeroMQ, or threads of one process over memory.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures, and nothing else, as JSON on stdout.")]
 FaultsOption = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dslth.cli import keys, options, showing
-from dslth.cli.options import Changes, FaultsOption, JoinTimeoutOption, JsonOption, OutOption
+from dslth.cli.options import Changes, FaultsOption, JoinTimeoutOption, JsonOption, OutOption, TransportOption
 from dslth.config import EngineName, Restart, TransportName
 from dslth.engines.ray import Ray, placed
 from dslth.engines.supervisor import Outcome, check_resumable, run_local
@@ -26,9 +26,7 @@ __all__ = ["run"]
 class LaunchOptions:
     """How the peers are started: the options that a run folder keeps as its Launch."""
 
-    transport: Annotated[
-        TransportName, typer.Option(help="Processes over ZeroMQ, or threads of one process over memory.")
-    ] = TransportName.ZEROMQ
+    transport: TransportOption = TransportName.ZEROMQ
     restart: Annotated[Restart, typer.Option(help="What to do with a peer whose process dies.")] = Restart.ON_FAILURE
     orphans: Annotated[
         bool, typer.Option("--orphans/--no-orphans", help="Whether peers learn on when this command is killed.")

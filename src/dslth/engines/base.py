@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dslth import keys, limits
 from dslth.config import NetworkConfig, RunConfig
@@ -25,6 +25,7 @@ from dslth.transport.memory import MemoryNetwork, MemoryTransport
 
 if TYPE_CHECKING:
     from dslth.learner import Learner
+    from dslth.peer import Method
 
 __all__ = ["Engine", "Failure", "PeerJob", "Surroundings", "end_on_signals", "preflight", "run_peer"]
 
@@ -55,9 +56,8 @@ class PeerJob:
     join_timeout: float = 60.0
     faults: Faults | None = None
     forget: bool = False
-    method: "Callable[[PeerJob], Learner]" = mask_learner
+    method: "Callable[[PeerJob], Method[Any, Any]]" = mask_learner
     surround: "Callable[[PeerJob, Surroundings], Surroundings] | None" = None
-    be: "Callable[[PeerJob, Surroundings], Finished] | None" = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,6 @@ def run_peer(job: PeerJob, surroundings: Surroundings) -> Finished:
 
     The peer's files in the folder are its own until it ends; raises BusyError where another process is that peer.
     """
-    if job.be is not None:
-        return job.be(job, surroundings)
-
     from dslth import wire
     from dslth.exchange.protocol import Place
     from dslth.peer import Peer
@@ -93,7 +90,7 @@ def run_peer(job: PeerJob, surroundings: Surroundings) -> Finished:
     neighbours = job.topology.neighbours(peer)
     with folder.owned_by(peer):
         method = job.method(job)
-        largest = wire.max_message(wire.max_payload(method.sizes))
+        largest = wire.max_message(method.coding.largest)
         if around.network is None:
             mine = keys.choose(peer, run.network, neighbours, job.listen, folder.path / "keys")
             transport: Transport = ZeroMqTransport(largest, mine, neighbours=len(neighbours))

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dslth import config, keys
 from dslth.config import Mode, RunConfig, TransportName
@@ -34,7 +34,7 @@ from dslth.topology import Topology, build
 from dslth.transport.faulty import Faults
 
 if TYPE_CHECKING:
-    from dslth.learner import Learner
+    from dslth.peer import Method
 
 __all__ = ["Outcome", "check_resumable", "run_local"]
 
@@ -82,9 +82,8 @@ def run_local(
     restart: bool = False,
     orphans: bool = True,
     faults: Faults | None = None,
-    method: "Callable[[PeerJob], Learner]" = mask_learner,
+    method: "Callable[[PeerJob], Method[Any, Any]]" = mask_learner,
     surround: Callable[[PeerJob, Surroundings], Surroundings] | None = None,
-    be: Callable[[PeerJob, Surroundings], events.Finished] | None = None,
     engine: Callable[[Sequence[PeerJob]], Engine] | None = None,
     launch: Launch | None = None,
 ) -> Outcome:
@@ -113,7 +112,6 @@ def run_local(
             faults=faults,
             method=method,
             surround=surround,
-            be=be,
         )
         for peer in range(topology.peers)
     ]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
-from dslth.masks import BitMask
+from dslth.exchange.streams import Message
 from dslth.run.events import Accuracies, Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
 from dslth.run.sinks import Sink
 from dslth.transport import Transport
@@ -39,7 +39,7 @@ class Ledger:
         self._before: Counter[str] = Counter()
         self._spent: dict[str, float] = {}
         self._accuracy: Accuracies | None = None
-        self._last_sent: BitMask | None = None
+        self._last_sent: Message | None = None
         self._finite = True
 
     # --- counting ---------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Ledger:
         """Count what was refused, by reason, by the peer and by its transport, restarts included."""
         return dict(self._before + self._refused + Counter(self._transport.refused()))
 
-    def restore(self, refused: Mapping[str, int], last_sent: BitMask | None) -> None:
+    def restore(self, refused: Mapping[str, int], last_sent: Message | None) -> None:
         """Go on counting where the peer was before a restart."""
         self._before = Counter(refused)
         self._last_sent = last_sent
@@ -107,10 +107,10 @@ class Ledger:
         )
 
     def round(
-        self, round_: int, mask: BitMask, loss: float, missing: Iterable[int], accuracy: Accuracies | None
+        self, round_: int, message: Message, loss: float, missing: Iterable[int], accuracy: Accuracies | None
     ) -> None:
         """Report a round, and begin to count the next one."""
-        before, self._last_sent = self._last_sent, mask
+        before, self._last_sent = self._last_sent, message
         self._accuracy = accuracy or self._accuracy
         if self._finite and not math.isfinite(loss):
             self._finite = False
@@ -123,9 +123,9 @@ class Ledger:
                 loss=loss,
                 accuracy_personal=accuracy.personal if accuracy else None,
                 accuracy_global=accuracy.common if accuracy else None,
-                density=mask.density,
-                flips=None if before is None else mask.flips(before),
-                mask_digest=mask.digest,
+                density=message.density,
+                flips=None if before is None else message.flips(before),
+                mask_digest=message.digest,
                 links=self._links(),
                 seconds=Seconds(**self._spent),
                 missing=tuple(sorted(missing)),
@@ -135,7 +135,7 @@ class Ledger:
         )
         self._spent = {}
 
-    def finished(self, rounds_completed: int, mask: BitMask) -> Finished:
+    def finished(self, rounds_completed: int, message: Message) -> Finished:
         """Report that the peer is done."""
         accuracy = self._accuracy
         finished = Finished(
@@ -144,7 +144,7 @@ class Ledger:
             rounds_completed=rounds_completed,
             accuracy_personal=accuracy.personal if accuracy else None,
             accuracy_global=accuracy.common if accuracy else None,
-            mask_digest=mask.digest,
+            mask_digest=message.digest,
             links=self._links(),
             refused=self.refused,
         )

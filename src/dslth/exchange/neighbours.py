@@ -26,7 +26,8 @@ STOPPED_SECONDS = 1.0
 class Neighbours(Generic[M, C]):
     """A peer's neighbours, over a transport that listens already; what is waited for ends early when ``stop`` is set.
 
-    ``sizes`` are the weights of each masked layer, ``ones`` those that this peer's masks keep.
+    ``sizes`` are the weights of each masked layer, ``ones`` those that this peer's masks keep. ``settings`` are what
+    peers must share besides the run's.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Neighbours(Generic[M, C]):
         transport: Transport,
         ledger: Ledger,
         stop: threading.Event,
+        settings: Mapping[str, str],
     ) -> None:
         self._transport, self._ledger, self._stop = transport, ledger, stop
-        settings = identity(place.run, place.topology.digest) | {"layout": "+".join(map(str, sizes))}
+        settings = identity(place.run, place.topology.digest) | {"layout": "+".join(map(str, sizes)), **settings}
         self.exchange: Exchange[M, C] = Exchange(
             place,
             Hello(wire.run_digest(settings), sizes, ones, place.advertise),

@@ -6,10 +6,11 @@ there. The last two are kept: where the newer cannot be read, the older one serv
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from safetensors.numpy import save as to_bytes
 
 from dslth import files
 from dslth.errors import CheckpointError
-from dslth.masks import BitMask
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -27,18 +27,28 @@ KEPT = 2
 """Checkpoints of a peer that are kept."""
 
 
+class Packed(Protocol):
+    """What is kept in its packed form."""
+
+    def pack(self) -> bytes:
+        """Return the packed form."""
+
+
+M = TypeVar("M", bound=Packed)
+
+
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[M]):
     """A peer between two rounds.
 
-    ``run`` is the run digest in hex, ``round`` the next one to play, ``tensors`` the learner's state, ``sent`` the
-    masks sent last with their rounds (neighbours may still need them), ``refused`` the refusals counted so far.
+    ``run`` is the run digest in hex, ``round`` the next one to play, ``tensors`` the method's state, ``sent`` the
+    messages sent last with their rounds (neighbours may still need them), ``refused`` the refusals counted so far.
     """
 
     run: str
     round: int
     tensors: Mapping[str, NDArray[np.float32]]
-    sent: Sequence[tuple[int, BitMask]]
+    sent: Sequence[tuple[int, M]]
     refused: Mapping[str, int]
 
 
@@ -52,11 +62,11 @@ class Checkpoints:
         """Return the checkpoints that are there, newest first."""
         return sorted((path for path in self.folder.glob("round-*.safetensors") if path.is_file()), reverse=True)
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint[M]) -> None:
         """Write a checkpoint and forget all but the last two; raises OSError where the disk does not take it."""
         tensors: dict[str, NDArray[np.generic]] = dict(checkpoint.tensors)
-        for round_, mask in checkpoint.sent:
-            tensors[f"sent.{round_}"] = np.frombuffer(mask.pack(), np.uint8)
+        for round_, message in checkpoint.sent:
+            tensors[f"sent.{round_}"] = np.frombuffer(message.pack(), np.uint8)
         metadata = {
             "version": str(VERSION),
             "run": checkpoint.run,
@@ -72,15 +82,16 @@ class Checkpoints:
         """Return what is left of checkpoints in whose midst the process was killed."""
         return list(self.folder.glob(".round-*"))
 
-    def load(self, run: str, sizes: Sequence[int]) -> tuple[Checkpoint | None, list[str]]:
+    def load(self, run: str, unpack: Callable[[bytes], M]) -> tuple[Checkpoint[M] | None, list[str]]:
         """Read the newest whole checkpoint, with a note for each that is not; None where there are none.
 
-        Raises CheckpointError where it belongs to another run, or where none can be read.
+        ``unpack`` reads a message's packed form, ValueError where it is none. Raises CheckpointError where the
+        checkpoint belongs to another run, or where none can be read.
         """
         notes: list[str] = []
         for path in self.files():
             try:
-                return _read(path, run, sizes), notes
+                return _read(path, run, unpack), notes
             except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
                 notes.append(f"{path} cannot be read ({str(error) or type(error).__name__})")
         if notes:
@@ -96,7 +107,7 @@ class Checkpoints:
             self.folder.parent.rmdir()  # where this peer's were the last
 
 
-def _read(path: Path, run: str, sizes: Sequence[int]) -> Checkpoint:
+def _read(path: Path, run: str, unpack: Callable[[bytes], M]) -> Checkpoint[M]:
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
@@ -114,7 +125,7 @@ def _read(path: Path, run: str, sizes: Sequence[int]) -> Checkpoint:
         run,
         int(metadata["round"]),
         {key: value for key, value in tensors.items() if not key.startswith("sent.")},
-        [(round_, BitMask.unpack(sent[round_].tobytes(), sizes)) for round_ in sorted(sent)],
+        [(round_, unpack(sent[round_].tobytes())) for round_ in sorted(sent)],
         dict(json.loads(metadata["refused"])),
     )
 

@@ -153,8 +153,8 @@ class _Paced(Learner):
         return learnt
 
 
-def _be(peer: int, run: RunConfig, folder: RunFolder, pipe: Any) -> None:
-    """Be the process of an honest peer."""
+def _run(peer: int, run: RunConfig, folder: RunFolder, pipe: Any) -> None:
+    """Run the process of an honest peer."""
     resource.setrlimit(resource.RLIMIT_NOFILE, 2 * (min(DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),))
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -187,7 +187,7 @@ class _Group:
         self.processes, pipes = {}, {}
         for peer in HONEST:
             pipes[peer], there = context.Pipe()
-            process = context.Process(target=_be, args=(peer, run, folder, there), daemon=True)
+            process = context.Process(target=_run, args=(peer, run, folder, there), daemon=True)
             process.start()
             self.processes[peer] = process
         learner = Learner(SEAT, TOPOLOGY.peers, run.experiment, run.device(SEAT))

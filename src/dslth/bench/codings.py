@@ -1,0 +1,268 @@
+"""What the compared methods say and how it goes on the wire: see ``exchange.streams``, where masks have their coding.
+
+Numbers are raw and little-endian; lengths are checked, and what is read is checked against the header's checksum. Only
+the changes of CHOCO-SGD build on the message before; all other payloads are key frames.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Generic, NamedTuple, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dslth import wire
+from dslth.coding.codecs import BY_ID
+from dslth.wire import Header, Hello, Refusal, Refused
+
+__all__ = ["ChangesCoding", "Layout", "Link", "Model", "Sent", "SparseCoding", "SparseModel", "WholeCoding"]
+
+FLOAT32, FLOAT16, CHANGES, SPARSE = range(100, 104)
+"""Wire ids of codecs, none of a mask's."""
+if {FLOAT32, FLOAT16, CHANGES, SPARSE} & BY_ID.keys():
+    raise AssertionError("a mask's codec has the wire id of a compared method's")
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """The parameters of a network in one vector: the length of each, and which are weights (the others are biases)."""
+
+    lengths: tuple[int, ...]
+    is_weight: tuple[bool, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of parameters."""
+        return sum(self.lengths)
+
+    def ones(self, kept: NDArray[np.bool_]) -> tuple[int, ...]:
+        """Count the kept weights of each layer."""
+        bounds = pairwise(accumulate(self.lengths, initial=0))
+        layers = zip(bounds, self.is_weight, strict=True)
+        return tuple(int(np.count_nonzero(kept[start:end])) for (start, end), is_weight in layers if is_weight)
+
+    def density(self, kept: NDArray[np.bool_]) -> tuple[float, ...]:
+        """Return the share of kept weights of each layer."""
+        sizes = [n for n, is_weight in zip(self.lengths, self.is_weight, strict=True) if is_weight]
+        return tuple(ones / n for ones, n in zip(self.ones(kept), sizes, strict=True))
+
+
+@dataclass(frozen=True)
+class Sent(ABC):
+    """A message of a compared method, see ``streams.Message``; ``raw`` is its packed form."""
+
+    raw: bytes
+    layout: Layout
+
+    @property
+    @abstractmethod
+    def values(self) -> NDArray[np.float32]:
+        """All parameters that it stands for, flat."""
+
+    def pack(self) -> bytes:
+        """Return the packed form."""
+        return self.raw
+
+    @cached_property
+    def digest(self) -> str:
+        """Name it by the SHA-256 of its packed form, in hex."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+    @property
+    def density(self) -> tuple[float, ...]:
+        """Share of weights of each layer that are not zero."""
+        return self.layout.density(self.values != 0)
+
+    def flips(self, before: Self) -> None:
+        """Return None: there are no bits that flip."""
+        return None  # noqa: RET501
+
+
+@dataclass(frozen=True)
+class Model(Sent):
+    """All parameters, as numbers of one kind, ``<f4`` or ``<f2``; ValueError where there are more or fewer.
+
+    ``changes`` is the payload of what changed since the message ``before``, both None where only the whole is known.
+    """
+
+    number: str = "<f4"
+    before: bytes | None = field(default=None, compare=False)
+    changes: bytes | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != self.layout.total * np.dtype(self.number).itemsize:
+            raise ValueError("wrong length")
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """All parameters, flat; an array of its own."""
+        return np.frombuffer(self.raw, self.number).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SparseModel(Sent):
+    """A packed mask over all parameters, then the float32 values of those that it keeps; ValueError where it is not."""
+
+    def __post_init__(self) -> None:
+        n = self.layout.total
+        packed = (n + 7) // 8
+        if len(self.raw) < packed or len(self.raw) != packed + 4 * int(self.mask.sum()):
+            raise ValueError("wrong length")
+        if np.unpackbits(np.frombuffer(self.raw, np.uint8, packed))[n:].any():
+            raise ValueError("wrong padding")
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_], values: NDArray[np.float32], layout: Layout) -> Self:
+        """Return the message of a mask and all parameters."""
+        return cls(np.packbits(mask).tobytes() + values[mask].astype("<f4").tobytes(), layout)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Which parameters are kept, flat."""
+        n = self.layout.total
+        return np.unpackbits(np.frombuffer(self.raw, np.uint8, (n + 7) // 8), count=n).astype(np.bool_)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """All parameters, flat; 0 where they are not kept."""
+        values = np.zeros(self.layout.total, np.float32)
+        values[self.mask] = np.frombuffer(self.raw, "<f4", offset=(self.layout.total + 7) // 8)
+        return values
+
+    @property
+    def density(self) -> tuple[float, ...]:
+        """Share of kept weights of each layer."""
+        return self.layout.density(self.mask)
+
+
+# --- codings --------------------------------------------------------------------------------------------------------
+
+S = TypeVar("S", bound=Sent)
+
+
+@dataclass(frozen=True)
+class Link(Generic[S]):
+    """The end of a chain, see ``streams.Chain``: the last message, None before the first."""
+
+    round: int = -1
+    depth: int = 0
+    message: S | None = None
+
+
+class WholeCoding(Generic[S]):
+    """Messages as they are, each a key frame, see ``streams.Coding``; ``read`` makes one, ValueError where it is none.
+
+    ``largest`` is the number of bytes of a payload at most.
+    """
+
+    def __init__(self, codec: int, read: Callable[[bytes], S], largest: int) -> None:
+        self.largest, self._codec, self._read = largest, codec, read
+
+    def first(self, peer: int, ones: Sequence[int]) -> Link[S]:
+        """Return the chain that has nothing."""
+        return Link()
+
+    def after(self, chain: Link[S], message: S, round_: int) -> Link[S]:
+        """Return the chain that ends with a message; no message builds on it."""
+        return Link(round_, 0, message)
+
+    def last(self, chain: Link[S]) -> S:
+        """Return the last message."""
+        assert chain.message is not None  # noqa: S101  (asked only of a chain that has one)
+        return chain.message
+
+    def encode(self, message: S, chain: Link[S]) -> tuple[int, bytes]:
+        """Return the wire id, and the packed form."""
+        return self._codec, message.raw
+
+    def decode(self, header: Header, payload: bytes, sender: Hello, chain: Link[S]) -> S:
+        """Read a message; Refused where the codec is another, where it is none, or where it is damaged."""
+        try:
+            message = self._message(header.codec, payload, chain)
+        except ValueError:
+            raise Refused(Refusal.CORRUPT) from None
+        if not wire.is_of(header, message.raw):
+            raise Refused(Refusal.CORRUPT)
+        return message
+
+    def _message(self, codec: int, payload: bytes, chain: Link[S]) -> S:
+        if codec != self._codec:
+            raise Refused(Refusal.UNKNOWN_CODEC)
+        return self._read(payload)
+
+    def unpack(self, packed: bytes) -> S:
+        """Read a message's packed form; ValueError where it is none."""
+        return self._read(packed)
+
+
+class ChangesCoding(WholeCoding[Model]):
+    """What a peer has said by now, as what changed since the message before; whole where there is no such.
+
+    ``count`` parameters change a round: uint32 indices, ascending, then float32 values to be added. Both ends know
+    ``first``, the model that all begin with, so the first round's changes are a key frame as well. Any other key frame,
+    after a loss, a restart or rounds that were skipped, has all that was said.
+    """
+
+    def __init__(self, first: Model, count: int) -> None:
+        super().__init__(FLOAT32, lambda packed: Model(packed, first.layout), len(first.raw))
+        self._first, self._count = first, count
+
+    def first(self, peer: int, ones: Sequence[int]) -> Link[Model]:
+        """Return the chain of the model that all begin with."""
+        return Link(message=self._first)
+
+    def after(self, chain: Link[Model], message: Model, round_: int) -> Link[Model]:
+        """Return the chain that has one more message."""
+        return Link(round_, chain.depth + 1, message)
+
+    def encode(self, message: Model, chain: Link[Model]) -> tuple[int, bytes]:
+        """Return the wire id, and the changes where they are those since the chain's last message."""
+        if message.changes is not None and message.before == self.last(chain).raw:
+            return CHANGES, message.changes
+        return super().encode(message, chain)
+
+    def changed(self, message: Model, values: NDArray[np.float32]) -> Model:
+        """Return the message that brings what was said nearer to ``values``, by the ``count`` largest differences."""
+        with np.errstate(all="ignore"):
+            difference = values - message.values
+        kept = np.sort(np.argpartition(np.abs(difference), -self._count)[-self._count :])
+        changes = kept.astype("<u4").tobytes() + difference[kept].astype("<f4").tobytes()
+        return Model(self._added(message, changes), message.layout, before=message.raw, changes=changes)
+
+    def _message(self, codec: int, payload: bytes, chain: Link[Model]) -> Model:
+        if codec != CHANGES:
+            return super()._message(codec, payload, chain)
+        before = self.last(chain)
+        return Model(self._added(before, payload), before.layout)
+
+    def _added(self, message: Model, changes: bytes) -> bytes:
+        if len(changes) != 8 * self._count:
+            raise ValueError("wrong length")
+        indices = np.frombuffer(changes, "<u4", self._count).astype(np.int64)
+        if indices[-1] >= message.layout.total or not (np.diff(indices) > 0).all():
+            raise ValueError("wrong indices")
+        values = message.values
+        with np.errstate(all="ignore"):  # a model that diverges is still a result
+            values[indices] += np.frombuffer(changes, "<f4", offset=4 * self._count)
+        return values.astype("<f4").tobytes()
+
+
+class SparseCoding(WholeCoding[SparseModel]):
+    """Sparse models; each layer keeps as many weights as the sender's hello says."""
+
+    def __init__(self, layout: Layout) -> None:
+        n = layout.total
+        super().__init__(SPARSE, lambda packed: SparseModel(packed, layout), (n + 7) // 8 + 4 * n)
+
+    def decode(self, header: Header, payload: bytes, sender: Hello, chain: Link[SparseModel]) -> SparseModel:
+        """Read a message, with all the checks of WholeCoding."""
+        message = super().decode(header, payload, sender, chain)
+        if message.layout.ones(message.mask) != sender.ones:
+            raise Refused(Refusal.WRONG_DENSITY)
+        return message

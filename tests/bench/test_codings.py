@@ -1,0 +1,177 @@
+"""What the compared methods put on the wire: read back as it was, or refused by name."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dslth import wire
+from dslth.bench import codings
+from dslth.bench.codings import ChangesCoding, Layout, Model, SparseCoding, SparseModel, WholeCoding
+from dslth.exchange.streams import Incoming, Outgoing
+from dslth.wire import Hello, Refusal, Refused
+
+LAYOUT = Layout((20, 5, 12, 2), (True, False, True, False))
+N = LAYOUT.total
+COUNT = 4
+DIGEST = bytes(range(16))
+
+
+def numbers(seed=0, number="<f4"):
+    return np.random.default_rng(seed).normal(size=N).astype(number)
+
+
+def model(seed=0, number="<f4"):
+    return Model(numbers(seed, number).tobytes(), LAYOUT, number)
+
+
+def sparse(seed=0, kept=(10, 6)):
+    mask = np.ones(N, bool)
+    mask[:20], mask[25:37] = np.arange(20) < kept[0], np.arange(12) < kept[1]
+    return SparseModel.of(mask, numbers(seed), LAYOUT)
+
+
+CODINGS = {
+    "float32": (WholeCoding(codings.FLOAT32, lambda packed: Model(packed, LAYOUT), 4 * N), model()),
+    "float16": (WholeCoding(codings.FLOAT16, lambda packed: Model(packed, LAYOUT, "<f2"), 2 * N), model(0, "<f2")),
+    "changes": (changing := ChangesCoding(model(), COUNT), changing.changed(model(), numbers(1))),
+    "sparse": (SparseCoding(LAYOUT), sparse()),
+}
+coded = pytest.mark.parametrize("name", CODINGS)
+
+
+def hello(ones=(10, 6)):
+    return Hello(DIGEST, (20, 12), ones)
+
+
+def read(coding, codec, payload, packed, *, ones=(10, 6), chain=None, round_=0):
+    header = wire.mask_header(DIGEST, 1, round_, packed, codec, 0, None)
+    header = wire.read_header((header, payload), coding.largest)
+    return coding.decode(header, payload, hello(ones), chain or coding.first(1, ones))
+
+
+@coded
+def test_a_message_is_read_back_as_it_was(name):
+    coding, message = CODINGS[name]
+    codec, payload = coding.encode(message, coding.first(1, ()))
+    assert len(payload) <= coding.largest
+    found = read(coding, codec, payload, message.pack())
+    assert found == message
+    assert found.digest == message.digest
+    assert np.array_equal(found.values, message.values)
+    assert coding.unpack(message.pack()) == message
+    assert coding.last(coding.after(coding.first(1, ()), message, 0)) is message
+
+
+def test_how_long_payloads_are_and_what_they_keep():
+    lengths = {name: len(coding.encode(message, coding.first(1, ()))[1]) for name, (coding, message) in CODINGS.items()}
+    assert lengths == {"float32": 4 * N, "float16": 2 * N, "changes": 8 * COUNT, "sparse": 5 + 4 * (10 + 5 + 6 + 2)}
+    assert sparse().density == (0.5, 0.5)
+    assert model().density == (1.0, 1.0)
+    assert sparse().flips(sparse(1)) is None
+
+
+@coded
+def test_a_payload_that_is_none_is_refused_by_name(name):
+    coding, message = CODINGS[name]
+    codec, payload = coding.encode(message, coding.first(1, ()))
+    for wrong in (b"", payload[:-1], payload + b"\0", payload[: len(payload) // 2]):
+        if len(wrong) <= coding.largest:
+            with pytest.raises(Refused, match="corrupt"):
+                read(coding, codec, wrong, message.pack())
+    damaged = bytes([payload[0] ^ 1]) + payload[1:]
+    with pytest.raises(Refused, match="corrupt"):
+        read(coding, codec, damaged, message.pack())
+    with pytest.raises(Refused, match="unknown-codec"):
+        read(coding, 0, payload, message.pack())
+    with pytest.raises(ValueError, match="wrong"):
+        coding.unpack(message.pack()[:-1])
+
+
+@given(st.sampled_from(sorted(CODINGS)), st.integers(0, 110), st.binary(max_size=4 * N + 5))
+def test_arbitrary_bytes_are_refused(name, codec, payload):
+    coding, message = CODINGS[name]
+    if len(payload) <= coding.largest:
+        with pytest.raises(Refused) as refused:
+            read(coding, codec, payload, message.pack())
+        assert refused.value.reason in (Refusal.CORRUPT, Refusal.UNKNOWN_CODEC)
+
+
+@pytest.mark.parametrize("indices", [[N - 3, N - 2, N - 1, N], [7, 7, 8, 9], [4, 3, 2, 1]])
+def test_changes_that_lie_are_refused(indices):
+    coding, _ = CODINGS["changes"]
+    payload = np.array(indices, "<u4").tobytes() + bytes(4 * COUNT)
+    with pytest.raises(Refused, match="corrupt"):
+        read(coding, codings.CHANGES, payload, model().pack())
+
+
+def test_sparse_models_that_lie_are_refused():
+    coding, message = CODINGS["sparse"]
+    padded = bytearray(message.pack())
+    padded[4] |= 1  # past the last parameter
+    with pytest.raises(Refused, match="corrupt"):
+        read(coding, codings.SPARSE, bytes(padded), bytes(padded))
+    with pytest.raises(Refused, match="wrong-density"):
+        read(coding, codings.SPARSE, message.pack(), message.pack(), ones=(9, 7))
+
+
+def test_the_largest_changes_are_said_and_the_rest_adds_up():
+    coding, _ = CODINGS["changes"]
+    said, wanted = model(), numbers(1)
+    first = coding.changed(said, wanted)
+    difference = np.abs(wanted - said.values)
+    moved = np.flatnonzero(first.values != said.values)
+    assert set(moved) == set(np.argsort(difference)[-COUNT:])
+    for _ in range(N // COUNT):
+        first = coding.changed(first, wanted)
+    assert np.allclose(first.values, wanted, atol=1e-6)
+
+
+def streams():
+    coding = ChangesCoding(model(), COUNT)
+    messages = [coding.changed(model(), numbers(1))]
+    for seed in range(2, 7):
+        messages.append(coding.changed(messages[-1], numbers(seed)))
+    return coding, messages, Outgoing(DIGEST, 1, coding, (), 10), Incoming(coding)
+
+
+def take(incoming, frames):
+    header = wire.read_header(frames, 4 * N)
+    return header, incoming.read(header, frames[1], hello())
+
+
+def test_changes_build_on_each_other_and_what_is_lost_comes_again_as_it_was():
+    _, messages, outgoing, incoming = streams()
+    for round_, message in enumerate(messages):
+        ((_, frames),) = outgoing.messages(round_, message, {0: None})
+        assert len(frames[1]) == 8 * COUNT
+        if round_ in (2, 3):
+            continue  # lost
+        if round_ == 4:
+            with pytest.raises(Refused, match="unknown-base"):
+                take(incoming, frames)
+            again = list(outgoing.again(0, 4, 1, incoming.depth(0) or 2, None))
+            assert [len(payload) for _, payload in again] == [8 * COUNT] * 3
+            assert [take(incoming, lacking)[1] for lacking in again] == messages[2:5]
+        else:
+            assert take(incoming, frames)[1] == message
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_new_chain_begins_with_all_that_was_said(restarted):
+    coding, messages, outgoing, incoming = streams()
+    if restarted:  # of what was sent before, the checkpoint has the packed form alone
+        outgoing.restore((round_, coding.unpack(message.pack())) for round_, message in enumerate(messages[:3]))
+    else:
+        for round_, message in enumerate(messages[:3]):
+            list(outgoing.messages(round_, message, {}))
+    chain = list(outgoing.again(0, 1, 0, 1, None))
+    codecs = []
+    for frames, message in zip(chain, messages[1:3], strict=True):
+        header, found = take(incoming, frames)
+        codecs.append(header.codec)
+        assert found == message
+    assert codecs == [codings.FLOAT32, codings.FLOAT32 if restarted else codings.CHANGES]
+    ((_, frames),) = outgoing.messages(3, messages[3], {0: 2})
+    header, found = take(incoming, frames)
+    assert (header.codec, header.depth, found) == (codings.CHANGES, 3 - 1, messages[3])

@@ -1,0 +1,229 @@
+"""The compared methods: what they learn and mix, and whole runs of them in the loop that all peers have."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dslth import config, topology
+from dslth.bench.methods import METHODS, Compared
+from dslth.config import TransportName
+from dslth.engines.base import PeerJob, mask_learner
+from dslth.engines.supervisor import run_local
+from dslth.errors import WrongRunError
+from dslth.run.events import RoundReport
+from dslth.run.folder import RunFolder
+from dslth.run.sinks import Call
+from dslth.transport.faulty import Faults
+from live import digests, rounds_of, what_happened
+
+EXCHANGING = [name for name in METHODS if name != "sgd-alone"]
+exchanging = pytest.mark.parametrize("name", EXCHANGING)
+
+
+@pytest.fixture
+def peers_of(topology_file, tmp_path):
+    """Make the method of each peer of a small run."""
+
+    def make(name, graph=None, lr=None, **experiment):
+        run = config.load(topology_file(graph=graph, **experiment))
+        edges = topology.build(run.graph, run.experiment.seed)
+        folder = RunFolder(tmp_path / name)
+        (folder.path / "peers").mkdir(parents=True, exist_ok=True)
+        jobs = [PeerJob(peer, run, edges, folder) for peer in range(edges.peers)]
+        return [Compared(name, lr)(job) for job in jobs], edges
+
+    return make
+
+
+def play(peers, graph, round_):
+    """Play a round without a network."""
+    messages = [peer.local_update(round_)[0] for peer in peers]
+    for number, peer in enumerate(peers):
+        peer.fine_tune({other: messages[other] for other in graph.neighbours(number)})
+    return messages
+
+
+def spread(peers):
+    models = torch.stack([peer.x for peer in peers])
+    return float((models - models.mean(0)).norm())
+
+
+def mean(peers):
+    return torch.stack([peer.x for peer in peers]).mean(0)
+
+
+@exchanging
+def test_what_is_said_is_the_model(peers_of, name):
+    (peer, *_), _ = peers_of(name)
+    first = peer.x
+    message, _ = peer.local_update(0)
+    said, x = torch.from_numpy(message.values), peer.x
+    match name:
+        case "dpsgd" | "dispfl":
+            assert torch.equal(said, x)
+        case "dpsgd-fp16":
+            assert torch.equal(said, x.half().float())
+        case "dpsgd-topk":
+            changed = (said - first).nonzero()[:, 0]
+            assert len(changed) == len(x) // 100
+            assert set(changed.tolist()) == set((x - first).abs().topk(len(changed)).indices.tolist())
+            assert torch.allclose(said[changed], x[changed], atol=1e-6)
+
+
+def test_dpsgd_on_a_full_graph_agrees_and_alone_does_not(peers_of):
+    graph = {"kind": "full", "peers": 4}
+    together, edges = peers_of("dpsgd", graph)
+    alone, _ = peers_of("sgd-alone", graph)
+    apart = []
+    for round_ in range(3):
+        messages = [peer.local_update(round_)[0] for peer in together]
+        assert spread(together) > 0.01
+        before = mean(together)
+        for number, peer in enumerate(together):
+            peer.fine_tune({other: messages[other] for other in edges.neighbours(number)})
+        assert spread(together) < 1e-4  # everybody's weights are 1/4
+        assert torch.allclose(together[0].x, before, atol=1e-5)
+        play(alone, edges, round_)
+        apart.append(spread(alone))
+    assert apart[0] < apart[1] < apart[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds", "left"), [("dpsgd", 6, 0.1), ("dpsgd-fp16", 6, 0.1), ("dpsgd-topk", 80, 0.5)]
+)
+def test_gossip_on_a_ring_draws_models_together_and_keeps_their_mean(peers_of, name, rounds, left):
+    peers, graph = peers_of(name, {"kind": "ring", "peers": 5}, algorithm={"batch": 8})
+    for peer in peers:
+        peer.local_update(0)
+        peer.rate = 0.0  # from here on nobody learns
+    average, first = mean(peers), spread(peers)
+    last = first
+    for round_ in range(1, rounds):
+        play(peers, graph, round_)
+        if name == "dpsgd":
+            assert spread(peers) < last
+        last = spread(peers)
+    assert last < left * first
+    assert torch.allclose(mean(peers), average, atol=1e-5)
+
+
+def test_dispfl_keeps_its_densities_moves_its_mask_and_averages_who_keeps(peers_of):
+    peers, graph = peers_of("dispfl", algorithm={"density": 0.5})
+    first, ones = peers[0].mask, peers[0].ones
+    assert not torch.equal(first, peers[1].mask)
+    messages = [peer.local_update(0)[0] for peer in peers]
+    assert not peers[0].x[~peers[0].mask].any()
+    assert not torch.equal(peers[0].mask, first)
+    assert peers[0].ones == ones
+    assert all(k == pytest.approx(0.5, abs=0.01) for message in messages for k in message.density)
+    models, masks = [peer.x for peer in peers], [peer.mask for peer in peers]
+    peers[0].fine_tune({other: messages[other] for other in graph.neighbours(0)})
+    keepers = torch.stack(masks).sum(0)
+    expected = torch.where(masks[0], torch.stack(models).sum(0) / keepers.clamp(min=1), torch.zeros(()))
+    assert torch.allclose(peers[0].x, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns(peers_of, name):
+    peers, graph = peers_of(name, rounds=12)
+    start = np.mean([peer.evaluate().personal for peer in peers])
+    for round_ in range(12):
+        play(peers, graph, round_)
+    assert np.mean([peer.evaluate().personal for peer in peers]) > max(0.75, start + 0.2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_is_all_that_is_needed_to_go_on(peers_of, name):
+    peers, graph = peers_of(name)
+    for round_ in range(2):
+        play(peers, graph, round_)
+    states = [peer.state() for peer in peers]
+    expected = [[message.digest for message in play(peers, graph, round_)] for round_ in (2, 3)]
+    again, _ = peers_of(name)
+    for peer, state in zip(again, states, strict=True):
+        peer.restore(state)
+    assert [[message.digest for message in play(again, graph, round_)] for round_ in (2, 3)] == expected
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_of(topology_file, tmp_path):
+    """Run three peers of a method; the outcome."""
+
+    def go(method, *, out="run", transport=TransportName.MEMORY, faults=None, surround=None, **experiment):
+        run = config.load(topology_file(**{"rounds": 8, "deadline": "none", "checkpoint_every": 3, **experiment}))
+        graph = topology.build(run.graph, run.experiment.seed)
+        how = {"transport": transport, "faults": faults, "surround": surround, "restart": True}
+        return run_local(run, graph, RunFolder(tmp_path / out), method=method, join_timeout=30, **how)
+
+    return go
+
+
+@pytest.mark.parametrize("name", ["dpsgd-topk", "dispfl"])
+def test_a_network_that_loses_and_damages_messages_changes_nothing_where_all_are_waited_for(run_of, tmp_path, name):
+    run_of(Compared(name), out="calm", rounds=5)
+    faults = Faults(drop=0.05, duplicate=0.05, reorder=0.05, corrupt=0.05)
+    disturbed = run_of(Compared(name), faults=faults, rounds=5)
+    assert disturbed.failure is None
+    assert sum(sum(peer.refused.values()) for peer in disturbed.summary.peers) > 0
+    assert rounds_of(tmp_path / "run") == rounds_of(tmp_path / "calm")
+
+
+class BrokenError(Exception):
+    pass
+
+
+def broken_once(job, around):
+    """Let peer 1 fail in the middle of the run, the first time."""
+    fuse = job.folder.path / "fuse"
+
+    def look(event):
+        if isinstance(event, RoundReport) and event.round == 5 and job.peer == 1 and not fuse.exists():
+            fuse.touch()
+            raise BrokenError
+
+    return replace(around, sinks=(*around.sinks, Call(look)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_peer_that_fails_goes_on_from_its_checkpoint(run_of, tmp_path, name):
+    alone = {"algorithm": {"exchange": name != "sgd-alone"}}
+    run_of(Compared(name), out="calm", **alone)
+    outcome = run_of(Compared(name), surround=broken_once, **alone)
+    assert outcome.failure is None
+    happened = what_happened(outcome.summary)
+    assert happened["died", 1] == happened["restarted", 1] == happened["resumed", 1] == 1
+    assert rounds_of(tmp_path / "run") == rounds_of(tmp_path / "calm")
+
+
+def test_processes_over_sockets_say_what_threads_say(run_of):
+    memory = run_of(Compared("dpsgd-topk"), out="memory")
+    sockets = run_of(Compared("dpsgd-topk"), transport=TransportName.ZEROMQ)
+    assert digests(sockets.summary) == digests(memory.summary)
+    sent = {run.summary.payload_bytes_sent for run in (memory, sockets)}
+    weights, biases = 64 * 256 + 256 * 128 + 128 * 10, 256 + 128 + 10
+    assert sent == {8 * ((weights + biases) // 100) * 6 * 8}  # never more than the changes
+    assert sockets.summary.message_bytes_sent < sockets.summary.link_bytes_sent
+
+
+@pytest.mark.parametrize("mode", ["sync", "deadline", "async"])
+@exchanging
+def test_every_method_plays_in_every_mode(run_of, name, mode):
+    outcome = run_of(Compared(name), mode=mode, deadline=20)
+    assert outcome.failure is None
+    assert [peer.rounds_completed for peer in outcome.summary.peers] == [8] * 3
+    assert all(not peer.refused for peer in outcome.summary.peers) or mode == "async"
+
+
+@pytest.mark.parametrize(
+    "other", [mask_learner, Compared("dpsgd-fp16"), Compared("dpsgd", lr=0.01)], ids=["mask", "other", "lr"]
+)
+def test_peers_of_another_method_or_learning_rate_are_of_another_run(run_of, other):
+    outcome = run_of(lambda job: (other if job.peer == 1 else Compared("dpsgd"))(job))
+    assert type(outcome.failure) is WrongRunError
+    assert "method" in str(outcome.failure)
+    assert outcome.summary is None
