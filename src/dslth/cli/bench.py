@@ -17,7 +17,7 @@ from dslth.show.console import Terminal, err, out
 __all__ = ["bench_app"]
 
 bench_app = App(help="Measure: communication cost, codecs, faults.", no_args_is_help=True)
-for command in (stress.chaos, stress.resume, stress.soak, stress.fuzz):
+for command in (stress.chaos, stress.resume, stress.simulate, stress.soak, stress.fuzz):
     bench_app.command()(command)
 
 

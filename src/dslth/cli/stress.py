@@ -1,12 +1,14 @@
-"""``dslth bench chaos``, ``resume``, ``soak`` and ``fuzz``: the command line of what tries to break runs."""
+"""``dslth bench chaos``, ``resume``, ``simulate``, ``soak``, ``fuzz``: the command line of what tries to break runs."""
 
 import json
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
+from rich.progress import Progress
 
 from dslth.cli import options
 from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption
@@ -16,7 +18,7 @@ from dslth.errors import ConfigError, DslthError
 from dslth.run.folder import RunFolder
 from dslth.show.console import err, out
 
-__all__ = ["chaos", "fuzz", "resume", "soak"]
+__all__ = ["chaos", "fuzz", "resume", "simulate", "soak"]
 
 
 class Keys(StrEnum):
@@ -108,6 +110,45 @@ def resume(
     else:
         out.print(f"{same} of {len(trials)} runs ended with the undisturbed run's masks; see {folder}", soft_wrap=True)
     _judge("resume", {"all masks are those of the undisturbed run": same == len(trials)})
+
+
+def simulate(
+    seeds: Annotated[str, typer.Option(metavar="A..B", help="The first and the last seed to play.")] = "1..1000",
+    seed: Annotated[int | None, typer.Option(min=0, help="Play this one alone, and print all that happens.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Play runs of 5 to 20 peers with faults, each drawn from a seed, on a virtual network and clock.
+
+    The peers speak the protocol of real ones; what they learn is made up. Messages are lost, doubled, swapped, late and
+    damaged, connections break, peers crash and go on from checkpoints, stand still, are slow or begin late. Ends with 1
+    where a mask differs from the one sent, a patient run from the undisturbed one, where a peer waits too long, does
+    not end, hears a neighbour no more, or pace costs bytes; prints how to replay it.
+    """
+    from dslth.bench.stress import simulate as simulated
+
+    if seed is not None:
+        outcome = simulated.simulate(seed, say=None if as_json else out.print)
+        _unless(as_json, str(outcome))
+        outcomes = [outcome]
+    else:
+        found = re.fullmatch("([0-9]{1,15})\\.\\.([0-9]{1,15})", seeds)
+        if not found or int(found[1]) > int(found[2]):
+            raise ConfigError(f"--seeds {seeds[:40]}: expected the first and the last seed, as in 1..1000")
+        chosen = range(int(found[1]), int(found[2]) + 1)
+        outcomes = []
+        with options.orderly(), Progress(console=err, transient=True) as progress:
+            for outcome in progress.track(simulated.simulate_all(chosen), total=len(chosen), description="runs"):
+                outcomes.append(outcome)
+                if outcome.violated:
+                    _say(str(outcome))
+    failed = [outcome for outcome in outcomes if outcome.violated]
+    masks = sum(outcome.masks for outcome in outcomes)
+    if as_json:
+        record = {"runs": len(outcomes), "masks": masks, "violations": [outcome.record() for outcome in failed]}
+        print(json.dumps(record))  # noqa: T201
+    else:
+        out.print(f"{len(outcomes):,} runs, {masks:,} masks; what must hold did not in {len(failed):,} runs")
+    _judge("simulate", {"all invariants hold": not failed})
 
 
 def soak(

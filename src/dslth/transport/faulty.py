@@ -11,7 +11,7 @@ from dslth.errors import ConfigError
 from dslth.seeds import Stream
 from dslth.transport.base import Delivery, LinkBytes, Transport
 
-__all__ = ["Faults", "FaultyTransport", "parse"]
+__all__ = ["OVERTAKEN_SECONDS", "Faults", "FaultyTransport", "damaged", "parse"]
 
 OVERTAKEN_SECONDS = 0.1
 """How much later than others a message leaves that is to be overtaken."""
@@ -91,7 +91,7 @@ class FaultyTransport:
         if drop < faults.drop:
             return True
         if corrupt < faults.corrupt:
-            message = _damaged(message, where)
+            message = damaged(message, where)
         late = faults.delay + (OVERTAKEN_SECONDS if reorder < faults.reorder else 0.0)
         delivered = True
         for _ in range(2 if duplicate < faults.duplicate else 1):
@@ -145,7 +145,7 @@ class FaultyTransport:
         return self._inner.link_bytes()
 
 
-def _damaged(message: bytes, where: float) -> bytes:
+def damaged(message: bytes, where: float) -> bytes:
     """Flip a bit of a message; ``where`` is in [0, 1)."""
     at, damaged = int(where * 8 * len(message)), bytearray(message)
     damaged[at // 8] ^= 1 << at % 8
