@@ -441,7 +441,8 @@ class Mesh:
                 case Answer(_, route, frames):
                     line = self._by_route.get(route)
                     if line is not None and line.open and line.route == route:
-                        self._tell(peer, f"answers peer {line.here.id} with {_words(frames)}")
+                        if self._say:
+                            self._tell(peer, f"answers peer {line.here.id} with {_words(frames)}")
                         self._transmit(line, b"".join(frames), forward=False)
                 case Refuse(reason):
                     self._tell(peer, f"refuses a message: {reason}")

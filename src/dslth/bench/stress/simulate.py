@@ -90,7 +90,7 @@ class Checks:
         self._schedule = schedule
         self.mesh = Mesh(schedule, exchange, self, say)
         self._expected = undisturbed(schedule) if schedule.patient else None
-        self._sent: dict[tuple[int, int], list[BitMask]] = defaultdict(list)  # played again, a round may have another
+        self._sent: dict[tuple[int, int], list[BitMask]] = {}  # played again, a round may have another mask
         self._crossed: set[tuple[int, int, int]] = set()
         self._asks_for_none: dict[tuple[int, int], bool] = defaultdict(bool)
         self._sent_at: dict[int, list[float]] = defaultdict(list)
@@ -123,7 +123,7 @@ class Checks:
         round_ = peer.core.round
         if self._expected is not None and mask != self._expected[round_][peer.id]:
             raise Violation(Invariant.SAME_RUN, f"peer {peer.id} has another mask in round {round_}")
-        self._sent[peer.id, round_].append(mask)
+        self._sent.setdefault((peer.id, round_), []).append(mask)
         self._sent_at[peer.id].append(self.mesh.now)
 
     def handed_over(self, peer: Peer, action: Send) -> None:
@@ -147,7 +147,7 @@ class Checks:
     def reads(self, peer: Peer, header: Header, mask: BitMask, same_base: bool) -> None:
         """Look at a mask that a peer reads; see Watch."""
         what = f"peer {header.sender}'s mask of round {header.round}, read by peer {peer.id}"
-        if mask not in self._sent[header.sender, header.round]:
+        if mask not in self._sent.get((header.sender, header.round), ()):
             raise Violation(Invariant.SAME_MASK, f"{what}, was never sent")
         if not same_base:
             raise Violation(Invariant.CHAIN, f"{what}, builds on others than those held here")
@@ -177,12 +177,13 @@ class Checks:
 
     def waited(self, peer: Peer, seconds: float) -> None:
         """Look at how long a peer was busy; see Watch."""
-        patient = self._schedule.patient
+        patient, deadline = self._schedule.patient, self._schedule.deadline
         match peer.doing:
             case "join":
-                most = FOREVER if patient else JOIN_SECONDS + GREET_SECONDS
+                timeout = min(JOIN_SECONDS, deadline) if peer.saved else JOIN_SECONDS
+                most = FOREVER if patient else timeout + GREET_SECONDS
             case "gather":
-                most = self._schedule.deadline + EXTRA_SECONDS
+                most = deadline + EXTRA_SECONDS
                 self._look_at_received(peer)
             case _:
                 self._leaves_at[peer.id] = self.mesh.now - seconds
@@ -195,10 +196,12 @@ class Checks:
 
     def _look_at_received(self, peer: Peer) -> None:
         """Check the masks that a round ends with."""
-        oldest = peer.core.round - (self._schedule.staleness if self._schedule.mode is Mode.ASYNC else 0)
+        rounds = range(peer.core.round, peer.core.round + 1)
+        if self._schedule.mode is Mode.ASYNC:
+            rounds = range(max(0, peer.core.round - self._schedule.staleness), self._schedule.rounds)
         for neighbour, mask in peer.core.received.items():
             self._used_at[peer.id, neighbour].append(self.mesh.now)
-            if not any(mask in self._sent[neighbour, round_] for round_ in range(oldest, self._schedule.rounds)):
+            if not any(mask in self._sent.get((neighbour, round_), ()) for round_ in rounds):
                 raise Violation(
                     Invariant.SAME_MASK, f"peer {peer.id} ends round {peer.core.round} with another mask of {neighbour}"
                 )
