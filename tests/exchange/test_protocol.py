@@ -290,6 +290,42 @@ def test_a_patient_peer_asks_less_and_less_often_and_never_gives_up(table):
     assert not t.exchange.busy
 
 
+def test_later_masks_do_not_stand_for_a_lost_one_where_nobody_skips_rounds(table):
+    t = table(deadline="none")
+    t.join()
+    t.exchange.send(MASK)
+    t.exchange.gather()
+    t.mask(1, 1, depth=0)
+    t.mask(1, 2, depth=1)
+    t.wait(1000)
+    assert t.exchange.busy
+    patient, t = t, table(deadline=60)
+    t.join()
+    t.exchange.send(MASK)
+    t.exchange.gather()
+    t.mask(1, 2, depth=0)
+    t.wait()
+    assert t.now == 100
+    assert patient.now > 1000
+
+
+def test_masks_past_rounds_that_were_skipped_are_not_asked_for_again(table):
+    t = table(deadline=60)
+    t.join()
+    t.exchange.send(MASK)
+    t.mask(1, 2, depth=0)
+    t.did()
+    t.hear(wire.word(Kind.TELL, DIGEST, 1, 2, 0, 2), 1)
+    assert t.said(Kind.LOST) == []
+    t = table(deadline="none")
+    t.join()
+    t.exchange.send(MASK)
+    t.mask(1, 2, depth=0)
+    t.did()
+    t.hear(wire.word(Kind.TELL, DIGEST, 1, 2, 0, 2), 1)
+    assert t.said(Kind.LOST) == [1]
+
+
 def test_a_time_that_it_stood_still_is_not_the_neighbours(table):
     t = table(deadline=5)
     t.join()
@@ -375,6 +411,38 @@ def test_a_patient_peer_stays_until_its_own_bye_is_heard(table):
     assert len(t.said(Kind.BYE)) > 10
     t.bye(1, 1, heard=True)
     assert not t.exchange.busy
+
+
+def test_who_says_bye_again_is_told_again_that_it_was_heard(table):
+    t = table(peers=3, rounds=1, deadline="none")
+    t.join()
+    t.play(1, 2)
+    t.exchange.leave()
+    t.did()
+    t.bye(1, 1, heard=True)
+    assert t.said() == [(Kind.BYE, 1)]  # the first that says that it was heard
+    t.bye(1, 1, heard=True)
+    assert t.said() == [(Kind.BYE, 1)]
+    t.bye(1, 1, heard=True)
+    assert t.said() == []  # not to and fro without end
+
+
+def test_a_patient_peer_stays_for_who_may_come_back_to_hear_its_bye(table):
+    t = table(rounds=1, deadline="none", join_timeout=30.0)
+    t.join()
+    t.play(1)
+    t.part(1)
+    t.exchange.leave()
+    t.bye(1, 1)
+    began = t.now
+    t.wait(29)
+    assert t.exchange.busy
+    t.did()
+    t.reach(1)
+    assert (Kind.BYE, 1) in t.said()
+    t.part(1)
+    t.wait()
+    assert t.now - began == 30
 
 
 def test_others_do_not_stay_for_ever(table):

@@ -92,6 +92,14 @@ def test_who_began_anew_gets_the_rounds_that_it_needs_from_a_key_frame_on():
     assert [pair.take(1, one) for one in frames] == masks[3:6]
 
 
+def test_who_began_anew_gets_what_it_needs_also_where_its_chain_began_later():
+    pair, masks = Pair("context", keep=7), walk(14, 3)
+    pair.outgoing.holds(1, 1)  # before it began anew
+    for round_ in range(4):
+        pair.send(round_, masks[round_])
+    assert pair.again(1, 0) == ([0, 1, 2, 3], masks)
+
+
 def test_what_does_not_help_three_times_is_followed_by_a_key_frame():
     pair, masks = Pair("context"), walk(12, 5)
     for round_ in range(4):

@@ -127,8 +127,9 @@ def simulate(
     from dslth.bench.stress import simulate as simulated
 
     if seed is not None:
-        outcome = simulated.simulate(seed, say=None if as_json else out.print)
-        _unless(as_json, str(outcome))
+        outcome = simulated.simulate(seed, say=None if as_json else _line)
+        if not as_json:
+            _line(str(outcome))
         outcomes = [outcome]
     else:
         found = re.fullmatch("([0-9]{1,15})\\.\\.([0-9]{1,15})", seeds)
@@ -140,7 +141,7 @@ def simulate(
             for outcome in progress.track(simulated.simulate_all(chosen), total=len(chosen), description="runs"):
                 outcomes.append(outcome)
                 if outcome.violated:
-                    _say(str(outcome))
+                    err.print(str(outcome), soft_wrap=True)
     failed = [outcome for outcome in outcomes if outcome.violated]
     masks = sum(outcome.masks for outcome in outcomes)
     if as_json:
@@ -235,6 +236,10 @@ def fuzz(
     if as_json:
         print(json.dumps(record))  # noqa: T201
     _judge("fuzz", conditions)
+
+
+def _line(line: str) -> None:
+    out.print(line, soft_wrap=True)
 
 
 def _unless(as_json: bool, what: RenderableType) -> None:

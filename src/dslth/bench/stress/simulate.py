@@ -97,6 +97,7 @@ class Checks:
         self._read_at: dict[tuple[int, int], list[float]] = defaultdict(list)
         self._losses: dict[tuple[int, int], int] = defaultdict(int)
         self._used_at: dict[tuple[int, int], list[float]] = defaultdict(list)
+        self._joined_at = 0.0
         self._leaves_at: dict[int, float] = {}
         self.heard = 0
 
@@ -182,6 +183,7 @@ class Checks:
             case "join":
                 timeout = min(JOIN_SECONDS, deadline) if peer.saved else JOIN_SECONDS
                 most = FOREVER if patient else timeout + GREET_SECONDS
+                self._joined_at = self.mesh.now
             case "gather":
                 most = deadline + EXTRA_SECONDS
                 self._look_at_received(peer)
@@ -217,7 +219,7 @@ class Checks:
 
     def _check_hearing(self) -> None:
         """Check that after the last fault, and a while, whoever sends masks is heard, and in time where it can be."""
-        schedule, settled = self._schedule, self._schedule.calm_from + SETTLED_SECONDS
+        schedule, settled = self._schedule, max(self._schedule.calm_from, self._joined_at) + SETTLED_SECONDS
         for peer in self.mesh.peers:
             for neighbour in peer.lines:
                 pace = schedule.compute[peer.id] + schedule.compute[neighbour]
