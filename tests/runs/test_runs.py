@@ -5,13 +5,14 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import msgpack
 import psutil
 import pytest
 import yaml
 
-from dslth import config, wire
+from dslth import wire
 from dslth.run import tickets
 from dslth.run.folder import RunFolder
 from dslth.run.summary import PeerSummary, Summary
@@ -186,8 +187,8 @@ def test_devices_differ_and_the_report_shows_it(commands, tmp_path):
     [("fashion-mnist", {"name": "cnn"}), ("cifar10", {"name": "cnn"}), ("digits", {"name": "resnet8"})],
 )
 def test_other_data_and_models_run_with_either_preset(commands, topology_file, data, model, tmp_path):
-    folder = {"cifar10": config.Path(__file__).parents[3] / "shared/data/cifar10"}.get(data)
-    debian = config.Path("/usr/share/datasets/fashion-mnist")
+    folder = {"cifar10": Path(__file__).parents[3] / "shared/data/cifar10"}.get(data)
+    debian = Path("/usr/share/datasets/fashion-mnist")
     if (folder and not folder.is_dir()) or (data == "fashion-mnist" and not debian.is_dir()):
         pytest.skip(f"{data} is not on this machine")
     partition = {"kind": "classes", "classes_per_peer": 4, "fraction": 0.02}
