@@ -10,7 +10,7 @@ __version__: str
 
 
 def __getattr__(name: str) -> str:
-    """Look the version up when it is asked for: a command imports this before it has seen to Ctrl-C."""
+    """Look the version up when it is asked for: a command imports this before it handles Ctrl-C."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,7 +1,7 @@
-"""Where the commands start, ``python -m dslth`` among them: Ctrl-C is seen to before anything heavy is imported.
+"""Where the commands start, ``python -m dslth`` among them: Ctrl-C is handled before anything heavy is imported.
 
-From here on Ctrl-C ends a command at once, with 130 and without a word; an exception in the midst of an import would be
-a traceback, or be swallowed. What must be put in order first says so: ``options.orderly``, ``end_on_signals``.
+From here on Ctrl-C ends a command at once, with 130 and no message; an exception during an import would show a
+traceback, or be swallowed. Code that must clean up first says so: ``options.orderly``, ``end_on_signals``.
 """
 
 import os
@@ -12,7 +12,7 @@ def _end(number: int, frame: object) -> None:
     os._exit(130)
 
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who starts it with SIGINT ignored means that
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # SIGINT that the parent ignores stays ignored
     signal.signal(signal.SIGINT, _end)
 
 

@@ -42,10 +42,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Setting:
-    """The constants of one peer: density of each layer, steps, weight decay; the variants below are off as they are.
+    """The constants of one peer: density of each layer, steps, weight decay; the variants are off by default.
 
     ``mean`` is one of ``MEANS``, ``inertia`` the weight of the own last mask, ``momentum`` the share of the last
-    ``a`` that stays, ``flip`` the probability that randomised response sends a bit flipped (below 1/2).
+    ``a`` that stays, ``flip`` the probability that randomised response flips a sent bit (below 1/2).
     """
 
     densities: Sequence[float]
@@ -132,7 +132,7 @@ def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], setting: S
     """Average the masks received (float32, one list of layers a neighbour) to ``a'``; zeros where there are none.
 
     The paper's mean is ``plain``; some others look at the peer's ``own`` mask. With randomised response the mean is
-    freed of its bias, and may leave [0, 1]. Raises ValueError where ``setting.mean`` is not the name of a mean.
+    corrected for its bias and may leave [0, 1]. Raises ValueError if ``setting.mean`` is not the name of a mean.
     """
     if setting.mean not in MEANS:
         raise ValueError(f"there is no mean {setting.mean!r}, only {', '.join(MEANS)}")
@@ -149,7 +149,7 @@ def fine_tune(scores: Sequence[Tensor], g: Sequence[Tensor], means: Sequence[Ten
 
 
 def lifts(means: Sequence[Tensor], own: Sequence[Tensor], setting: Setting) -> list[Tensor]:
-    """Return what stands for ``a`` in steps 1 to 6 and 8 with inertia: ``a + inertia * m``, ``m`` the own last mask."""
+    """Return what replaces ``a`` in steps 1 to 6 and 8 with inertia: ``a + inertia * m``, ``m`` the own last mask."""
     return [a + setting.inertia * m for a, m in zip(means, own, strict=True)] if setting.inertia else list(means)
 
 

@@ -3,12 +3,12 @@
 ::
 
     DslthError              1   something went wrong that dslth can explain
-    ├── ConfigError         3   a topology file or an option says what cannot be
-    ├── TopologyError       4   the graph is no graph to learn on: in pieces, impossible degrees
+    ├── ConfigError         3   a topology file or an option has a wrong key or value
+    ├── TopologyError       4   nothing can be learned on the graph: in pieces, impossible degrees
     ├── UnknownPeerError    5   a peer id that the graph does not have
-    ├── MissingFileError    6   a file or folder that is not there or cannot be read
+    ├── MissingFileError    6   a file or folder does not exist or cannot be read
     ├── DataError           7   a data set is missing, damaged, or too small for the partition
-    ├── AddressError        8   a port is taken or an address cannot be listened on
+    ├── AddressError        8   a port is taken, or an address cannot be listened on
     ├── JoinError           9   neighbours did not show up within the join time-out
     ├── WrongRunError      10   a neighbour belongs to another run: other seed, model, data, algorithm or graph
     ├── PeerFailedError    11   a peer of a local run ended before its last round
@@ -19,7 +19,7 @@
     ├── LimitError         16   the system allows a process less memory or fewer files than a run needs
     └── SkippedError       17   a peer skipped more rounds than it played, to keep up with its neighbours
 
-Exit code 0 means done, 2 a misspelt command line (said by the option parser), 130 Ctrl-C.
+Exit code 0 means done, 2 a misspelt command line (from the option parser), 130 Ctrl-C.
 """
 
 __all__ = [
@@ -43,19 +43,19 @@ __all__ = [
 
 
 class DslthError(Exception):
-    """Base of all errors that a person can mend; its text is one line: what is wrong, where, what to change."""
+    """Base of all errors that a person can fix; its text is one line: what is wrong, where, what to change."""
 
     exit_code = 1
 
 
 class ConfigError(DslthError):
-    """A topology file or an option says what cannot be."""
+    """A topology file or an option has a wrong key or value."""
 
     exit_code = 3
 
 
 class TopologyError(DslthError):
-    """The graph is no graph to learn on."""
+    """Nothing can be learned on the graph: it is in pieces, or its degrees are impossible."""
 
     exit_code = 4
 
@@ -67,7 +67,7 @@ class UnknownPeerError(DslthError):
 
 
 class MissingFileError(DslthError):
-    """A file or folder that is not there or cannot be read."""
+    """A file or folder does not exist or cannot be read."""
 
     exit_code = 6
 

@@ -1,4 +1,4 @@
-"""Files: read where somebody else may have put them, written whole or not at all, and held by one process alone."""
+"""Files: read safely whoever wrote them, written whole or not at all, and locked by one process at a time."""
 
 import errno
 import fcntl
@@ -16,11 +16,11 @@ __all__ = ["Lock", "holder", "read", "replace"]
 
 CHUNK = 1 << 20
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-"""What a file system says that has no locks."""
+"""What a file system without locks answers."""
 
 
 def read(path: Path, most: int, *, unzip: bool = False) -> bytes:
-    """Return a file's bytes, or with ``unzip`` what they unpack to.
+    """Return a file's bytes, unpacked with ``unzip``.
 
     Raises OSError for a device, a pipe or a folder, and beyond ``most`` bytes; unzipping also EOFError and zlib.error.
     """
@@ -53,10 +53,10 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put a file where it belongs: whole and synced to disk, or not at all; raises OSError.
+    """Write a file whole and synced to disk, or not at all; raises OSError.
 
-    What is written meanwhile lies beside it as ``.NAME.`` and a random number, so that writers of one file, in
-    different containers even, do not meet; it stays only where the process or machine is killed.
+    Until it is complete it lies beside its place as ``.NAME.`` and a random number, so that writers of one file, even
+    in different containers, do not collide; this part stays only if the process or the machine is killed.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,9 @@ def replace(path: Path, content: bytes) -> None:
 class Lock:
     """A file held by this process until ``release``, or until the process ends, however it ends.
 
-    The kernel keeps the lock; the file only names the holder, and stays. Raises BlockingIOError where another process
-    (or thread) holds it, other OSErrors where the file cannot be made. ``works`` is False on a file system without
-    locks: nothing is held there.
+    The kernel keeps the lock; the file only names the holder, and stays. Raises BlockingIOError if another process
+    (or thread) holds it, other OSErrors if the file cannot be made. ``works`` is False on a file system without locks:
+    nothing is held there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,17 +93,17 @@ class Lock:
         except OSError:
             os.close(self._file)
             raise
-        with suppress(OSError):  # on a full disk it is held all the same, by nobody in particular
+        with suppress(OSError):  # on a full disk it is held all the same, only without a name
             os.ftruncate(self._file, 0)
             os.write(self._file, f"process {os.getpid()} on {platform.node()}\n".encode())
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock."""
         os.close(self._file)
 
 
 def holder(path: Path) -> str | None:
-    """Return who holds a lock, as in ``process 17``, with the host where that is another; None where nobody does."""
+    """Return who holds a lock, as in ``process 17``, with the host if it is another one; None if nobody does."""
     try:
         file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     except OSError:
@@ -122,7 +122,7 @@ def holder(path: Path) -> str | None:
 
 
 def _try(file: int, how: int) -> bool:
-    """Lock an open file, now; False where its file system has no locks. Raises BlockingIOError where it is held."""
+    """Lock an open file at once; False if its file system has no locks. Raises BlockingIOError if it is held."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except OSError as error:

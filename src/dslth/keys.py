@@ -1,8 +1,8 @@
-"""CURVE key pairs, one a peer, and the rule by which a peer needs one.
+"""CURVE key pairs, one per peer, and the rule by which a peer needs one.
 
 ::
 
-    FOLDER/public/peer-3.key     for all to see; every peer needs its neighbours'
+    FOLDER/public/peer-3.key     for all to read; every peer needs its neighbours'
     FOLDER/private/peer-3.key    readable by its owner alone; never leaves the machine of peer 3
 """
 
@@ -29,7 +29,7 @@ KEY_CHARACTERS = 40
 
 @dataclass(frozen=True)
 class Keys:
-    """What a peer proves itself with, and its neighbours' public keys; each is 40 characters of Z85."""
+    """A peer's own key pair, and its neighbours' public keys; each key is 40 characters of Z85."""
 
     public: bytes
     secret: bytes = field(repr=False)
@@ -40,7 +40,7 @@ class Keys:
 
 
 def make(folder: Path, peers: Iterable[int]) -> None:
-    """Make a new key pair for each peer; SecurityError where one of them has a key already, before any is made."""
+    """Make a new key pair for each peer; raises SecurityError, before any is made, if one of them has a key already."""
     peers = tuple(peers)
     there = [path for peer in peers for path in (_public(folder, peer), _private(folder, peer)) if path.exists()]
     if there:
@@ -54,14 +54,14 @@ def make(folder: Path, peers: Iterable[int]) -> None:
 
 
 def ensure(folder: Path, peer: int) -> None:
-    """Make a peer's key pair unless it is there, or what was lost of it."""
+    """Make a peer's key pair unless it exists, or write its lost public half again; raises SecurityError."""
     if not _private(folder, peer).exists():
         make(folder, [peer])
     restore(folder, [peer])
 
 
 def restore(folder: Path, peers: Iterable[int]) -> list[int]:
-    """Write public halves again that were lost, from the private ones; return the peers whose they are.
+    """Write lost public halves again, from the private ones; return the peers concerned.
 
     Raises SecurityError.
     """
@@ -77,7 +77,7 @@ def restore(folder: Path, peers: Iterable[int]) -> list[int]:
 def load(folder: Path, peer: int, neighbours: Sequence[int]) -> Keys:
     """Read a peer's pair and its neighbours' public keys.
 
-    Raises SecurityError: not there, damaged, a private key that others can read, two peers with one key.
+    Raises SecurityError: a missing or damaged key, a private key that others can read, two peers with one key.
     """
     private = _private(folder, peer)
     public, secret = _read(private)
@@ -95,9 +95,9 @@ def load(folder: Path, peer: int, neighbours: Sequence[int]) -> Keys:
 
 
 def wait_for(folder: Path, neighbours: Iterable[int], timeout: float, stop: threading.Event) -> None:
-    """Wait until the neighbours' public keys are in the folder, or ``stop`` is set; SecurityError after ``timeout`` s.
+    """Wait until the neighbours' public keys are in the folder, or ``stop`` is set.
 
-    For peers that make their keys themselves, at about the same time, and share ``public/``.
+    For peers that make their keys themselves and share ``public/``. Raises SecurityError after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     while missing := [neighbour for neighbour in neighbours if not _is_there(_public(folder, neighbour))]:
@@ -120,7 +120,7 @@ def _private(folder: Path, peer: int) -> Path:
 
 
 def _write(path: Path, what: str, public: bytes, secret: bytes | None = None) -> None:
-    """Write a key file as pyzmq reads it; nobody else can read one with a secret in it at any time."""
+    """Write a key file as pyzmq reads it; one with a secret is readable by its owner alone from the start."""
     lines = [f"# dslth, {what}", "curve", f'    public-key = "{public.decode()}"']
     lines += [f'    secret-key = "{secret.decode()}"'] if secret else []
     try:
@@ -148,7 +148,7 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
 def _is_there(path: Path) -> bool:
     try:
         _read(path)
-    except SecurityError:  # or half written
+    except SecurityError:  # missing, or half written
         return False
     return True
 
@@ -157,7 +157,7 @@ def _is_there(path: Path) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether nobody but this machine's own programs reach an address such as ``tcp://127.0.0.1:47100``."""
+    """Return whether only this machine's own programs can reach an address such as ``tcp://127.0.0.1:47100``."""
     host = address.partition("://")[2].rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ip_address(host).is_loopback
@@ -179,9 +179,9 @@ def choose(
     listen: str,
     of_this_run: Path | None = None,
 ) -> Keys | None:
-    """Load what a peer needs, None where it talks in clear; raises SecurityError.
+    """Load the keys that a peer needs, None if it talks unencrypted; raises SecurityError.
 
-    ``of_this_run`` is where a run on this machine has keys made for it alone, if it has.
+    ``of_this_run`` is the folder for keys that are made for one run on this machine; it may not exist.
     """
     if of_this_run is not None and of_this_run.is_dir():
         return load(of_this_run, peer, neighbours)

@@ -1,4 +1,4 @@
-"""What the machine must allow, found out before anything starts: address space, and open files."""
+"""What the machine must allow, checked before anything starts: address space, and open files."""
 
 import resource
 
@@ -8,11 +8,11 @@ from dslth.topology import Topology
 __all__ = ["provide"]
 
 ADDRESS_SPACE = 750 << 20
-"""Bytes of address space without which a peer cannot so much as load torch."""
+"""Bytes of address space without which a peer cannot even load torch."""
 FILES = 96
-"""Files that a peer has open at most besides its neighbours' connections, strangers' among them (in practice 30)."""
+"""Files that a peer has open at most besides its neighbours' connections; strangers' count (in practice 30)."""
 FILES_BY_NEIGHBOUR = 5
-"""Connections of a neighbour at most, there and back, known and not yet known (in practice 2)."""
+"""Connections of a neighbour at most, in both directions, identified or not yet (in practice 2)."""
 FILES_BY_PEER = 4
 """Files that the launcher has open for each peer at most (in practice 2)."""
 
@@ -20,7 +20,7 @@ FILES_BY_PEER = 4
 def provide(topology: Topology, peer: int | None = None) -> None:
     """Raise this process's limits as far as a peer, or the whole run, needs; peers inherit them.
 
-    Raises LimitError where the system does not allow so much.
+    Raises LimitError if the system does not allow that.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < ADDRESS_SPACE:

@@ -21,7 +21,7 @@ def packed_size(sizes: Iterable[int]) -> int:
 def largest(magnitudes: NDArray[np.float32], count: int) -> tuple[NDArray[np.bool_], np.float32]:
     """Mark the ``count`` largest of flat magnitudes; among equal ones those with lower index are dropped first.
 
-    Also returned is the threshold: the smallest that is kept, or the largest of all where none is (0 of no magnitudes).
+    Returns the threshold too: the smallest that is kept, or the largest of all if none is (0 of no magnitudes).
     """
     n = magnitudes.size
     if not n:
@@ -38,7 +38,7 @@ def largest(magnitudes: NDArray[np.float32], count: int) -> tuple[NDArray[np.boo
 class BitMask:
     """One bit per weight, layer by layer.
 
-    The packed form is layers in order, each most significant bit first and padded with zeros to a byte.
+    The packed form has the layers in order, each most significant bit first and padded with zeros to a byte.
     """
 
     layers: tuple[frozenbitarray, ...]
@@ -54,9 +54,9 @@ class BitMask:
 
     @classmethod
     def unpack(cls, packed: bytes, sizes: Sequence[int]) -> "BitMask":
-        """Read the packed form; ``sizes`` are the weights of each layer.
+        """Read the packed form; ``sizes`` are the numbers of weights of the layers.
 
-        Raises ValueError where the length or the padding is not exactly that of a packed mask.
+        Raises ValueError if the length or the padding is not exactly that of a packed mask.
         """
         if len(packed) != packed_size(sizes):
             raise ValueError(f"{len(packed)} bytes for a mask of {packed_size(sizes)}")
@@ -102,5 +102,5 @@ class BitMask:
 
     @cached_property
     def digest(self) -> str:
-        """Name the mask by the SHA-256 of its packed form, in hex."""
+        """Return the SHA-256 of the packed form, in hex."""
         return hashlib.sha256(self.pack()).hexdigest()

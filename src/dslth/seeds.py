@@ -38,5 +38,5 @@ class Stream:
         return int(self._bits.random_raw(1)[0] >> np.uint64(33))
 
     def dirichlet(self, alpha: float, size: int) -> NDArray[np.float64]:
-        """Draw Dirichlet(alpha, ..., alpha) shares; the one draw that goes by numpy's own distribution code."""
+        """Draw Dirichlet(alpha, ..., alpha) shares; the one draw that uses numpy's own distribution code."""
         return np.random.Generator(self._bits).dirichlet(np.full(size, alpha))

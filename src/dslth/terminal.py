@@ -1,4 +1,4 @@
-"""Text on its way to a terminal: what others wrote never acts on it, and what it cannot show never ends a command."""
+"""Text for a terminal: what others wrote never controls it, and what it cannot show never ends a command."""
 
 import codecs
 import io
@@ -7,11 +7,11 @@ import sys
 __all__ = ["bear_all", "say", "visible"]
 
 PLAIN = str.maketrans("▁▂▃▄▅▆▇█–→·…✓×", "12345678->.~*x")
-"""What stands for our own signs, one for one, where the terminal's encoding has none of them."""
+"""What replaces dslth's own signs, one for one, where the terminal's encoding lacks them."""
 
 
 def visible(text: str) -> str:
-    r"""Write out what a terminal obeys or hides, as in ``\x1b``: control characters, line breaks, bidi marks."""
+    r"""Write out what a terminal interprets or hides, as in ``\x1b``: control characters, line breaks, bidi marks."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 
 def bear_all() -> None:
-    """Let stdout and stderr take every text: what their encoding lacks comes plainer or as an escape."""
+    """Let stdout and stderr accept every text: what their encoding lacks is written in ASCII or as an escape."""
     codecs.register_error("dslth", _plainer)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""The graph of peers: made by networkx from a few words, or read from a file made elsewhere."""
+"""The graph of peers: made by networkx from a few settings, or read from a file made elsewhere."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from dslth.seeds import Stream
 __all__ = ["Topology", "build", "read_graph"]
 
 MOST_PEERS = 10_000
-"""Of a run; each is a process, and has a port of its own on a machine."""
+"""Of a run; each is a process with a port of its own on a machine."""
 MOST_LINKS = 2_000_000
-"""Pairs of peers that a graph may link, or be drawn for: a gigabyte, and half a minute."""
+"""Pairs of peers that a graph may link, or for which it may draw: a gigabyte, and half a minute."""
 MOST_BYTES = 32 << 20
 """Of a graph file."""
 DRAWS = 100
-"""How often a random graph is drawn again before giving up on getting one in one piece."""
+"""How often a random graph is drawn before giving up on one in one piece."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Topology:
 
     @cached_property
     def digest(self) -> str:
-        """Name the graph by 16 hex digits of a SHA-256 over its edges."""
+        """Return 16 hex digits of a SHA-256 over the edges."""
         return hashlib.sha256(f"{self.peers}:{self.edges}".encode()).hexdigest()[:16]
 
     def to_networkx(self) -> "nx.Graph[int]":
-        """Return the graph as networkx knows it."""
+        """Return the graph as a networkx graph."""
         graph: nx.Graph[int] = nx.Graph()
         graph.add_nodes_from(range(self.peers))
         graph.add_edges_from(self.edges)
@@ -61,7 +61,7 @@ class Topology:
 def build(graph: config.GraphConfig, seed: int) -> Topology:
     """Make the graph that a topology file asks for.
 
-    Random kinds are drawn from ``graph.seed``, or the run's ``seed`` without one, again until in one piece.
+    Random kinds are drawn from ``graph.seed``, or without one the run's ``seed``, again until in one piece.
 
     Raises TopologyError (in pieces, a self-loop, impossible degrees, too large) and MissingFileError.
     """
@@ -78,7 +78,7 @@ def build(graph: config.GraphConfig, seed: int) -> Topology:
 
 
 def _size(graph: config.GraphConfig) -> tuple[int, int]:
-    """Count the peers of a graph, and the links that making it takes in hand, before any memory is taken for them."""
+    """Count the peers of a graph, and the links that making it goes through, before any memory is taken for them."""
     match graph:
         case config.Ring() | config.Line() | config.Star():
             return graph.peers, graph.peers
@@ -121,7 +121,7 @@ def _regular(graph: config.Ring | config.Line | config.Star | config.Full | conf
 def read_graph(path: Path) -> Topology:
     """Read a graph file: GraphML, a 0/1 adjacency matrix, or an edge list with or without its node count on top.
 
-    GraphML nodes are numbered in the file's order, unless their names are the numbers 0 .. n-1 already. Commas count
+    GraphML nodes are numbered in the file's order, unless their names already are the numbers 0 .. n-1. Commas count
     as spaces and lines that start with ``#`` as comments.
 
     Raises MissingFileError and TopologyError.
@@ -164,10 +164,10 @@ def _from_matrix(rows: list[list[int]], path: Path) -> Topology:
 
 def _from_graphml(path: Path) -> Topology:
     try:
-        nodes = ElementTree.parse(path).findall(".//{*}node")  # noqa: S314  # networkx reads it with this, too
+        nodes = ElementTree.parse(path).findall(".//{*}node")  # noqa: S314  # networkx parses it the same way
         declared = [node.get("id") for node in nodes]
         graph: nx.Graph[str] = nx.Graph(nx.read_graphml(path))
-    except Exception as error:  # networkx has another kind for each thing that is missing in a file
+    except Exception as error:  # networkx raises another kind for each thing that is missing in a file
         where = str(error) if isinstance(error, ElementTree.ParseError) else "something is missing, or of another kind"
         raise TopologyError(f"{path}: not GraphML: {where}") from None
     names = list(graph)
@@ -206,7 +206,7 @@ def _drawn(graph: config.ErdosRenyi | config.SmallWorld | config.RandomRegular, 
 
 
 def _random_regular(n: int, degree: int, seed: int) -> "nx.Graph[int]":
-    """Draw a graph; a dense one as what a thin one leaves out, since pairing many ends takes for ever."""
+    """Draw a graph; a dense one as the complement of a sparse one, since pairing many ends takes for ever."""
     thin = min(degree, n - 1 - degree)
     drawn: nx.Graph[int] = nx.random_regular_graph(thin, n, seed=seed)
     if degree > thin:

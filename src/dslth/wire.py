@@ -1,6 +1,6 @@
 """What peers send each other, and every check on what comes in.
 
-A message is a header and a payload, one after the other. The header is a msgpack array in this fixed order:
+A message is a header followed by a payload. The header is a msgpack array in this fixed order:
 
 =========  ========================================================================================================
 version    of this format
@@ -11,22 +11,22 @@ round      the round it is in, from 0
 held       what the sender holds of the receiver's masks: 0 nothing, else 1 + its own round - the mask's round;
            in a bye: 1 where the sender has heard the receiver's
 codec      wire id of the payload's codec; 0 where the payload is no mask
-depth      mask: on how many masks before it builds, 1 to 127 and 1 again; 0: on none, it is a key frame
+depth      mask: how many earlier masks it builds on, 1 to 127 and 1 again; 0: none, it is a key frame
            lost: how many masks the newest that is held builds on, itself included, in the same form
            hello, ask, tell: the newest mask that the receiver was sent: 0 none, else 1 + own round - the mask's round
 check      CRC-32 over the fields above and what the payload stands for: the mask's packed form, else the payload
 =========  ========================================================================================================
 
 A hello opens an edge in each direction, and again after a broken connection. It carries the run digest and the layout
-of the sender's masks, which mask messages then need not repeat. Its answer, on the same connection, is a welcome of
-the same content or a refusal with the settings of the refusing peer, so that the refused one can say what differs.
+of the sender's masks, which mask messages then need not repeat. Its answer, on the same connection, is a welcome with
+the same content, or a refusal with the settings of the refusing peer, so that the refused peer can say what differs.
 
-Whoever waits long asks, and is told; the payload of ``ask``, ``tell`` and ``lost`` is empty. TCP keeps the order on a
-connection, so a mask that its sender tells of and that has not come before those words is lost, and one that is merely
-late is not: only what was lost comes again.
+A peer that waits long sends ``ask``, and gets a ``tell``; the payload of ``ask``, ``tell`` and ``lost`` is empty. TCP
+keeps the order on a connection: a mask that a ``tell`` names and that has not come before it is lost, not merely late.
+Only what was lost is sent again.
 
-Nothing that arrives is trusted: lengths are checked before contents, types before values, and whatever is wrong raises
-Refused with one of the named reasons. No exception but Refused leaves the reading functions, whatever the bytes.
+Nothing that arrives is trusted: lengths are checked before contents, types before values, and anything wrong raises
+Refused with one of the named reasons. The reading functions raise nothing but Refused, whatever the bytes.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ Frames = tuple[bytes, bytes]
 
 
 class Kind(IntEnum):
-    """What a message is."""
+    """The kinds of message."""
 
     HELLO = 0
     WELCOME = 1
@@ -101,7 +101,7 @@ class Kind(IntEnum):
 
 
 class Refusal(StrEnum):
-    """Why a message was not taken in; the report counts them by these names."""
+    """Why a message was refused; the report counts them by these names."""
 
     MALFORMED = "malformed"
     OVERSIZED = "oversized"
@@ -121,7 +121,7 @@ class Refusal(StrEnum):
 
 
 class Refused(Exception):  # noqa: N818  (it is a verdict on a message, not an error of the program)
-    """A message that is not taken in, and why."""
+    """A message is refused, and why."""
 
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason.value)
@@ -169,13 +169,13 @@ class Hello:
 
 
 def run_digest(identity: Mapping[str, str]) -> bytes:
-    """Name all that peers of a run must share, and this wire format, by 16 bytes of a SHA-256."""
+    """Return 16 bytes of a SHA-256 over all that peers of a run must share, and over this wire format."""
     text = "\n".join(f"{key}={value}" for key, value in sorted(identity.items()))
     return hashlib.sha256(f"dslth {VERSION}\n{text}".encode()).digest()[:16]
 
 
 def max_payload(sizes: Sequence[int]) -> int:
-    """Return the most bytes that a payload may have in a run with masks of these sizes."""
+    """Return the most bytes that a payload may have in a run with masks of these layer sizes."""
     return max(packed_size(sizes) + 1, MAX_CONTROL)
 
 
@@ -358,12 +358,12 @@ def read_mask(
 
 
 def is_of(header: Header, packed: bytes) -> bool:
-    """Return whether a message, not decoded, is of a mask that is at hand in its packed form."""
+    """Return whether a message, not decoded, carries the mask with this packed form."""
     return header.check == _check(header[:-1], packed)
 
 
 def differences(mine: Mapping[str, str], theirs: Mapping[str, str], limit: int = 3) -> str:
-    """Say in words in which settings two runs differ."""
+    """Return in words which settings of two runs differ."""
     keys = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     said = [
         f"{key:.60} is {mine.get(key, 'not set')} here and {theirs.get(key, 'not set')!s:.60} there" for key in keys

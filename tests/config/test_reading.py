@@ -600,4 +600,4 @@ def test_a_home_that_is_not_known_is_named(folder: str | None) -> None:
     line = [*as_stranger, sys.executable, "-c", program]
     done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
     assert "ConfigError: data: ~" in done.stderr
-    assert "in a home folder that is not known; name a folder with --data-dir or DSLTH_DATA_DIR" in done.stderr
+    assert "in an unknown home folder; name a folder with --data-dir or DSLTH_DATA_DIR" in done.stderr

@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Preset(StrEnum):
-    """Named settings that a file builds on."""
+    """Named groups of settings that a file builds on."""
 
     SIGNED = "signed"
     MCE_PL = "mce-pl"
@@ -85,7 +85,7 @@ class CodecName(StrEnum):
 
 
 class Mode(StrEnum):
-    """How a round treats neighbours that are late."""
+    """How a round treats late neighbours."""
 
     SYNC = "sync"
     DEADLINE = "deadline"
@@ -93,7 +93,7 @@ class Mode(StrEnum):
 
 
 class Security(StrEnum):
-    """Whether peers encrypt and ask for keys; ``auto``: wherever an address is not loopback."""
+    """Whether peers encrypt and demand keys; ``auto``: if an address is not loopback."""
 
     AUTO = "auto"
     CURVE = "curve"
@@ -101,7 +101,7 @@ class Security(StrEnum):
 
 
 class Phase(StrEnum):
-    """Where the time of a round goes."""
+    """What the time of a round is spent on."""
 
     COMPUTE = "compute"
     ENCODE = "encode"
@@ -126,7 +126,7 @@ class EngineName(StrEnum):
 
 
 class Restart(StrEnum):
-    """When a peer is started again."""
+    """When a peer is restarted."""
 
     NEVER = "never"
     ON_FAILURE = "on-failure"

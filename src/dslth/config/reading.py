@@ -1,6 +1,6 @@
-"""How a topology file is read, merged and checked; and where files that come with dslth, data and keys lie.
+"""How a topology file is read, merged and checked; and where shipped files, data and keys lie.
 
-The one reader of YAML and of the environment.
+The only module that reads YAML and the environment.
 """
 
 import os
@@ -30,9 +30,9 @@ from dslth.errors import ConfigError, MissingFileError
 __all__ = ["data_folder", "keys_folder", "load", "read_counts", "shipped"]
 
 MOST_TEXT = 4 << 20
-"""Bytes of a topology file, a profile, a counts table; a graph of 200,000 links, written out, has as many."""
+"""Bytes of a topology file, a profile, a counts table: enough for the edges of a graph with 200,000 links."""
 MOST_VALUES = 1_000_000
-"""Of a YAML file, with what an alias stands for counted each time."""
+"""Of a YAML file; what an alias stands for counts each time."""
 
 
 def shipped(folder: Literal["topologies", "peers"]) -> Path:
@@ -44,7 +44,7 @@ def shipped(folder: Literal["topologies", "peers"]) -> Path:
 def data_folder(config: DataConfig) -> Path:
     """Return the folder for data sets: the setting, else ``DSLTH_DATA_DIR``, else the user's cache folder.
 
-    Raises ConfigError where that lies in the home of a user who has none, as a container's may.
+    Raises ConfigError if that lies in the home folder of a user without one, as in some containers.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(config.folder or os.environ.get("DSLTH_DATA_DIR") or f"{cache}/dslth")
@@ -52,21 +52,21 @@ def data_folder(config: DataConfig) -> Path:
         return folder.expanduser()
     except RuntimeError:
         raise ConfigError(
-            f"data: {folder} is in a home folder that is not known; name a folder with --data-dir or DSLTH_DATA_DIR"
+            f"data: {folder} is in an unknown home folder; name a folder with --data-dir or DSLTH_DATA_DIR"
         ) from None
 
 
 def keys_folder(path: Path | str) -> Path:
-    """Return the folder of a topology file's keys unless it names one: beside it, or here for one that is shipped."""
+    """Return where a topology file's keys lie unless it says so: beside it, or for a shipped file in this folder."""
     file = _find(Path(path), "topologies", "topology")
     return (file.parent if file == Path(path) else Path()).resolve() / f"{file.stem}.keys"
 
 
 def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read a topology file, given by path or by a name that is shipped.
+    """Read a topology file, given by its path or by the name of a shipped one.
 
-    ``overrides`` are nested keys that win over the file's. Files that the topology names are found relative to it; a
-    counts table and device profiles are read into the result, so that it stands alone.
+    ``overrides`` are nested keys that win over the file's. Paths in the topology are relative to it; a counts table
+    and device profiles are read into the result, so that it needs no other file.
 
     Raises MissingFileError and ConfigError, each naming the file and the key.
     """
@@ -104,7 +104,7 @@ def _standing_alone(run: RunConfig, folder: Path) -> RunConfig:
 
 
 def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
-    """Read a counts table: whitespace-separated integers, a row a peer, a column a class."""
+    """Read a counts table: whitespace-separated integers, a row per peer, a column per class."""
     rows: list[tuple[int, ...]] = []
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         try:
@@ -142,7 +142,7 @@ def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path
     if not path.suffix:
         candidates.append(shipped(folder) / f"{path}.yaml")
     for candidate in candidates:
-        if os.path.isfile(candidate):  # False, where Path.is_file raises, for names that no file can have
+        if os.path.isfile(candidate):  # False for names that no file can have; Path.is_file raises
             return candidate
     known = ", ".join(sorted(file.stem for file in shipped(folder).glob("*.yaml")))
     raise MissingFileError(f"no {what} file {str(path)!r}; the ones that come with dslth: {known}")
@@ -157,13 +157,13 @@ def _read_text(path: Path) -> str:
 
 
 def _read_yaml(path: Path, of: type[Settings]) -> dict[str, Any]:
-    """Read keys and values. A file with none of the keys of ``of`` is something else: no error shows what it holds."""
+    """Read keys and values. A file with none of the keys of ``of`` may be private: no error shows what it holds."""
     text = _read_text(path)
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         bounded = node is None or _values(node, {}) <= MOST_VALUES
         raw = yaml.constructor.SafeConstructor().construct_document(node) if node and bounded else None
-    except Exception as error:  # PyYAML has an own kind for each odd value: a date that cannot be, nesting too deep ...
+    except Exception as error:  # PyYAML raises another kind for each odd value: no such date, nesting too deep ...
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
@@ -173,12 +173,12 @@ def _read_yaml(path: Path, of: type[Settings]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(raw).__name__}")
     if raw and not raw.keys() & of.model_fields.keys():
-        raise ConfigError(f"{path}: has none of the keys {', '.join(of.model_fields)}; is it the file that was meant?")
+        raise ConfigError(f"{path}: has none of the keys {', '.join(of.model_fields)}; is it the right file?")
     return raw
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values below a node, without following any twice; one that holds itself counts as too many."""
+    """Count the values below a node, following none twice; a node that holds itself counts as too many."""
     if id(node) not in known:
         known[id(node)] = MOST_VALUES + 1
         below = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -188,7 +188,7 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay ``over`` on ``base``; mappings merge key by key, but one that names another ``kind`` replaces the whole.
+    """Merge ``over`` into ``base`` key by key, but a mapping of another ``kind`` replaces the one in ``base``.
 
     Where ``over`` has a mapping and ``base`` a word, the word stays: validation says that it should be a mapping.
     """
@@ -211,7 +211,7 @@ def _validate(raw: Mapping[str, Any], file: Path) -> RunConfig:
 
 
 def _first(error: ValidationError, raw: Any) -> str:
-    """Return the first complaint of a validation as one line, with the key it is about."""
+    """Return the first error of a validation as one line, with its key."""
     first = error.errors()[0]
     key = ".".join(_keys(first["loc"], raw, last=first["type"] == "missing")) or "the file"
     if first["type"] == "extra_forbidden":
@@ -226,7 +226,7 @@ def _first(error: ValidationError, raw: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Write a value in at most 60 characters, also one that holds itself or a number of a million digits."""
+    """Write a value in at most 60 characters, even one that holds itself or a number of a million digits."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = 60
     try:
@@ -242,7 +242,7 @@ def _word(key: Any) -> str:
 
 
 def _keys(location: tuple[int | str, ...], raw: Any, *, last: bool) -> Iterator[str]:
-    """Return the parts of a validation's location that are keys of the file, not names of the alternatives tried."""
+    """Yield the parts of a validation's location that are keys of the file, not names of the alternatives tried."""
     for number, part in enumerate(location):
         below = dict(enumerate(raw)) if isinstance(raw, list | tuple) else raw
         if isinstance(below, dict) and (part in below or (last and number == len(location) - 1)):

@@ -1,4 +1,4 @@
-"""What a topology file may say: its keys, their bounds and defaults, and the presets it builds on.
+"""What a topology file may contain: its keys, their bounds and defaults, and the presets it builds on.
 
 A file has four parts: ``graph`` (who talks to whom), ``network`` (addresses; optional), ``experiment`` (everything
 that all peers must agree on) and ``peers`` (what differs by peer; optional). Unknown keys are errors.
@@ -71,7 +71,7 @@ Text = Annotated[str, AfterValidator(_text)]
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and a key that is not known is an error."""
+    """Base of all settings: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -108,7 +108,7 @@ class Full(Settings):
 
 
 class Grid(Settings):
-    """Rows times columns; peer ``row * columns + column`` is linked to those beside, above and below."""
+    """Rows times columns; peer ``row * columns + column`` is linked to those beside, above and below it."""
 
     kind: Literal["grid"]
     rows: Positive
@@ -133,7 +133,7 @@ class ErdosRenyi(Settings):
 
 
 class SmallWorld(Settings):
-    """Watts-Strogatz: a ring with ``neighbours`` links a peer, each rewired with probability ``p``."""
+    """Watts-Strogatz: a ring with ``neighbours`` links per peer, each rewired with probability ``p``."""
 
     kind: Literal["small-world"]
     peers: Annotated[int, Field(ge=3, le=MOST)]
@@ -175,18 +175,18 @@ GraphConfig = Annotated[
 
 
 def _host(host: str) -> str:
-    """Check the name or number of a host that others connect to; ``{id}`` in it stands for a peer."""
+    """Check the name or IP address of a host that others connect to; ``{id}`` in it stands for a peer's id."""
     if host.startswith("[") and host.endswith("]"):
         IPv6Address(host[1:-1])
     elif re.fullmatch(r"[\d.]+", host):
         IPv4Address(host)
     elif not re.fullmatch(r"([A-Za-z0-9_.-]|\{id\})+", host):
-        raise ValueError("expected the name or number of a host that neighbours can connect to")
+        raise ValueError("expected a host name or IP address that neighbours can connect to")
     return host
 
 
 def full_address(address: str) -> str:
-    """Return a checked address in full, as in ``tcp://10.0.0.7:47100``; ValueError where it is none."""
+    """Return a checked address in full, as in ``tcp://10.0.0.7:47100``; raises ValueError if it is not one."""
     scheme, _, rest = address.rpartition("://")
     host, _, port = rest.rpartition(":")
     if scheme not in ("", "tcp"):
@@ -202,9 +202,9 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class NetworkConfig(Settings):
     """Where peers listen: peer ``i`` at ``host:base_port + i``, at ``host:port``, or at ``addresses[i]``.
 
-    ``host`` may hold ``{id}``, as in ``peer-{id}``, and must where all peers have the same ``port``. ``security``:
-    ``curve`` encrypts and asks everybody for a key, ``none`` does not, ``auto`` does wherever an address is not
-    loopback. ``keys`` is the folder of key pairs; without one, ``NAME.keys`` beside the file ``NAME.yaml``.
+    ``host`` may hold ``{id}``, as in ``peer-{id}``, and must if all peers have the same ``port``. ``security``:
+    ``curve`` encrypts and demands a key from everybody, ``none`` does not, ``auto`` does if an address is not loopback.
+    ``keys`` is the folder of key pairs; without one, ``NAME.keys`` beside the file ``NAME.yaml``.
     """
 
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
@@ -253,7 +253,7 @@ Density = Share | ByKind | tuple[Share, ...]
 
 
 class IidPartition(Settings):
-    """Everybody draws from all classes alike."""
+    """Every peer draws from all classes alike."""
 
     kind: Literal["iid"]
     fraction: Share = 1.0
@@ -276,7 +276,7 @@ class DirichletPartition(Settings):
 
 
 class CountsPartition(Settings):
-    """A table of training samples, a row a peer, a column a class.
+    """A table of numbers of training samples, a row per peer, a column per class.
 
     A table that asks for more than the data set holds is scaled down as a whole, each count truncated.
     """
@@ -299,7 +299,7 @@ PartitionConfig = Annotated[
 
 
 class DataConfig(Settings):
-    """Which data, who gets what, and how many test samples are looked at (at most, per peer and test set)."""
+    """Which data, who gets what, and how many test samples are used (at most, per peer and test set)."""
 
     name: DataName = DataName.DIGITS
     partition: PartitionConfig = ClassesPartition(kind="classes", classes_per_peer=4)
@@ -317,14 +317,14 @@ class ModelConfig(Settings):
 
 
 class AlgorithmConfig(Settings):
-    """MCE-PL's constants, and two variants that are off at 0.
+    """MCE-PL's constants, and its variants, which are off by default.
 
-    ``min_filter_weights``: filters that keep at most so many weights are dropped (the paper's structured variant, 20).
-    ``inertia``: a peer's own last mask lifts its scores too, as much as this many neighbours' means: fewer bits flip.
-    ``momentum``: share of the neighbours' mean that stays from one round to the next.
-    ``mean``: how neighbours' masks are averaged; all but ``plain`` defend against liars among them, see
-    ``algorithm.combine``. ``epsilon``: each bit of a mask that is sent is flipped with probability
-    ``1 / (1 + exp(epsilon))`` (randomised response), and the mean is freed of that bias; None: no bit is.
+    ``min_filter_weights``: filters that keep at most this many weights are dropped (structured variant; the paper: 20).
+    ``inertia``: a peer's own last mask lifts its scores too, by this factor of what the neighbours' mean does: fewer
+    bits flip. ``momentum``: share of the neighbours' mean that stays from one round to the next.
+    ``mean``: how neighbours' masks are averaged; all but ``plain`` defend against neighbours that lie, see
+    ``algorithm.combine``. ``epsilon``: each bit of a sent mask is flipped with probability ``1 / (1 + exp(epsilon))``
+    (randomised response), and the mean is corrected for that bias; None: no bit is.
     """
 
     lr: Annotated[float, Field(gt=0)]
@@ -344,18 +344,18 @@ class AlgorithmConfig(Settings):
 
     @property
     def flip(self) -> float:
-        """Probability that a bit that is sent is not the mask's."""
+        """Probability that a bit is flipped before it is sent."""
         return 0.0 if self.epsilon is None else 1 / (1 + exp(self.epsilon))
 
 
 class ExperimentConfig(Settings):
     """What all peers of a run agree on.
 
-    ``mode``: how a round treats those who are late. ``sync`` waits for all up to the ``deadline`` (seconds; ``none``:
-    until they are back) and no more for whom missed it, until it is heard of again; ``deadline`` waits each round for
-    all who are connected; ``async`` never waits and uses each neighbour's newest mask that is at most ``staleness``
-    rounds older than its own. ``checkpoint_every``: rounds between two checkpoints, 0 for none; they are removed when
-    the run has finished unless ``keep_checkpoints``.
+    ``mode``: how a round treats late neighbours. ``sync`` waits for all up to the ``deadline`` (seconds; ``none``:
+    until they are back), and for a neighbour that missed it not again until it is heard again; ``deadline`` waits each
+    round for all that are connected; ``async`` never waits and uses each neighbour's newest mask that is at most
+    ``staleness`` rounds older than its own. ``checkpoint_every``: rounds between two checkpoints, 0 for none; they are
+    removed when the run has finished unless ``keep_checkpoints``.
     """
 
     preset: Preset = Preset.SIGNED
@@ -403,7 +403,7 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
 
 
 class DeviceConfig(Settings):
-    """What kind of device a peer is: a profile under ``peers/``, or a peer's own entry; its keys win over the run's.
+    """What kind of device a peer is: a profile under ``peers/``, or a peer's own entry. Its keys win over the run's.
 
     ``speed`` below 1 stretches the peer's computing time by 1/speed, so that a fast machine can play a slow device.
     """
@@ -416,7 +416,7 @@ class DeviceConfig(Settings):
 
 
 class PeerConfig(DeviceConfig):
-    """One peer's entry. In a file, ``profile`` names a profile whose keys the entry's own win over.
+    """One peer's entry. In a file, ``profile`` names a profile; the entry's own keys win over the profile's.
 
     Reading puts the profile's keys here and its name into ``device``.
     """
@@ -437,7 +437,7 @@ class RunConfig(Settings):
         return self.peers.get(peer, PeerConfig())
 
     def check_peers(self, n_peers: int) -> None:
-        """Raise UnknownPeerError where the file speaks of a peer that the graph does not have."""
+        """Raise UnknownPeerError if the file names a peer that the graph does not have."""
         for peer in self.peers:
             check_peer(peer, n_peers, "peers")
 
@@ -455,8 +455,8 @@ def check_peer(peer: int, n_peers: int, where: str) -> None:
 def identity(run: RunConfig, edges: str) -> dict[str, str]:
     """Return all that peers of one run must share, flat: ``{"seed": "1", "algorithm.lr": "1.0", ...}``.
 
-    Left out is what a peer may choose for itself: rounds, where data lie, codec, deadline, staleness, checkpoints,
-    evaluation, its device.
+    Peers may choose for themselves, so left out are: rounds, data folder, codec, deadline, staleness, checkpoints,
+    evaluation, device.
     """
     shared = run.experiment.model_dump(
         mode="json",
