@@ -1,7 +1,7 @@
-"""What a peer says about its run, as JSON lines; never data, scores or masks.
+"""What a peer reports about its run, as JSON lines; never data, scores or masks.
 
-Others read it on terminals and add it up, so every field is bounded: numbers out of range are no report, text is cut
-and made visible.
+Others show it on terminals and add it up, so every field is bounded: a line with a number out of range is not a report,
+text is cut and its control characters are written out.
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ __all__ = [
 Happening = Literal[
     "lost", "back", "left", "moved", "resumed", "skipped", "unsaved", "diverged", "died", "restarted", "gave-up"
 ]
-"""What is out of the ordinary. Of a neighbour: its mask missed a deadline, it is heard again, it left before the end,
-it is at another address. Of the peer itself: it went on from a checkpoint, skipped rounds to catch up, could not write
-a checkpoint, its loss is not finite. Said by the launcher: the peer's process died, was started again, was given up."""
+"""Unusual events. Of a neighbour: its mask missed a deadline, it is heard again, it left before the end, it is at
+another address. Of the peer itself: it resumed from a checkpoint, skipped rounds to catch up, could not write a
+checkpoint, its loss is not finite. From the launcher: the peer's process died, was restarted, was given up."""
 
 MOST = 2**53
-"""Beyond it readers of JSON lose digits."""
+"""Beyond it JSON readers lose digits."""
 LATEST = 1e11
 """Seconds; as Unix time the year 5138."""
 MANY = 1 << 16
@@ -65,7 +65,7 @@ class _Record(BaseModel):
 
 
 class LinkStats(_Record):
-    """Bytes exchanged with one neighbour since the record before.
+    """Bytes exchanged with one neighbour since the previous record.
 
     Payload is the encoded masks; messages are payloads plus headers, hellos included; link is what the kernel's TCP
     carried (None where it cannot be read).
@@ -91,7 +91,7 @@ class LinkStats(_Record):
 
 
 class Seconds(_Record):
-    """Where the time of a round went."""
+    """What the time of a round was spent on."""
 
     compute: Duration = 0.0
     encode: Duration = 0.0
@@ -103,7 +103,7 @@ class Seconds(_Record):
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Shares of test samples that are classified right: the peer's own distribution, and all classes alike."""
+    """Shares of correctly classified test samples: of the peer's own distribution, and of all classes alike."""
 
     personal: float
     common: float
@@ -115,7 +115,7 @@ Links = Annotated[Mapping[Count, LinkStats], Field(max_length=MANY)]
 class Joined(_Record):
     """All neighbours have said hello. ``sizes`` are the masked weights of each layer, ``time`` is Unix time.
 
-    ``processor`` is what torch computes with, as in ``AVX2``: masks are bit for bit alike only where that is alike.
+    ``processor`` is what torch computes with, as in ``AVX2``: masks are bit for bit the same only if that is the same.
     """
 
     event: Literal["joined"] = "joined"
@@ -133,7 +133,7 @@ class Joined(_Record):
 class RoundReport(_Record):
     """One round. Density and flips (share of bits that changed since the last mask sent) are per layer.
 
-    The loss alone may be no finite number: where a run diverges it is none.
+    Only the loss may be infinite or not a number: it is where a run diverges.
     """
 
     event: Literal["round"] = "round"
@@ -154,7 +154,7 @@ class RoundReport(_Record):
 
 
 class Finished(_Record):
-    """The peer is done or was asked to end; ``mask_digest`` is its ticket's, ``refused`` counts the whole run."""
+    """The peer is done, or was asked to end; ``mask_digest`` is its ticket's, ``refused`` counts the whole run."""
 
     event: Literal["finished"] = "finished"
     peer: Count
@@ -168,7 +168,7 @@ class Finished(_Record):
 
 
 class Noticed(_Record):
-    """Something out of the ordinary, to be put on a time line; ``round`` is the peer's own."""
+    """Something unusual, for the timeline; ``round`` is the peer's own."""
 
     event: Literal["noticed"] = "noticed"
     peer: Count
@@ -180,7 +180,7 @@ class Noticed(_Record):
 
     @property
     def links(self) -> Mapping[int, LinkStats]:
-        """No bytes: those are in the records before and after."""
+        """No bytes: they are in the records before and after."""
         return {}
 
 
@@ -189,7 +189,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="e
 
 
 def parse(line: str | bytes) -> Event | None:
-    """Read one line; None where it is not one of ours (a torn last line, somebody else's bytes)."""
+    """Read one line; None if it is not a report (an incomplete last line, somebody else's bytes)."""
     try:
         return _EVENT.validate_json(line)
     except ValidationError:

@@ -3,16 +3,16 @@
 ::
 
     manifest.json            versions, seed, digest of the graph, command
-    topology.yaml            the topology file as resolved; runs again as it is
+    topology.yaml            the topology file as resolved; can be run again as it is
     peers/peer-3.jsonl       reports of peer 3, a line each: joined, rounds, finished
     tickets/peer-3.safetensors   its personal model: seed, model name, shapes, packed mask
-    checkpoints/peer-3/          what it needs to go on, the last two; gone once the run has finished
-    launcher.jsonl           which peers died and were started again
+    checkpoints/peer-3/          its last two checkpoints; removed once the run has finished
+    launcher.jsonl           which peers died and were restarted
     summary.json             the figures of the run
     locks/run                held by the launcher or collector that works here
     locks/peer-3             held by the process that is peer 3
 
-Who holds a lock alone writes, and the kernel lets go of it when its process ends: files by themselves say nothing.
+Only the holder of a lock writes, and the kernel releases it when its process ends: a lock file alone means nothing.
 """
 
 import json
@@ -47,7 +47,7 @@ VERSIONS_OF = ("dslth", "torch", "numpy", "pyzmq", "bitarray")
 
 
 class Launch(BaseModel):
-    """How the peers of a run were started, for whoever goes on with it: options of ``dslth run``."""
+    """How the peers of a run were started, for resuming it: options of ``dslth run``."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -85,32 +85,32 @@ class RunFolder:
         raise OutputError(f"there are {len(tries)} folders like {name}; choose another with --out")
 
     def reports(self, peer: int) -> Path:
-        """Where a peer's reports go."""
+        """Return the file of a peer's reports."""
         return self.path / "peers" / f"peer-{peer}.jsonl"
 
     def ticket(self, peer: int) -> Path:
-        """Where a peer's ticket goes."""
+        """Return the file of a peer's ticket."""
         return self.path / "tickets" / f"peer-{peer}.safetensors"
 
     def checkpoints(self, peer: int) -> Path:
-        """Where a peer's checkpoints go."""
+        """Return the folder of a peer's checkpoints."""
         return self.path / "checkpoints" / f"peer-{peer}"
 
     @property
     def happenings(self) -> Path:
-        """Where the launcher says what happened to processes."""
+        """The file in which the launcher reports what happened to processes."""
         return self.path / "launcher.jsonl"
 
-    # --- whose it is ------------------------------------------------------------------------------------------------
+    # --- its owner --------------------------------------------------------------------------------------------------
 
     def _lock(self, peer: int | None) -> Path:
         return self.path / "locks" / ("run" if peer is None else f"peer-{peer}")
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Own the folder, as a launcher or collector does; raises BusyError where anyone else is at work in it.
+        """Own the folder, as a launcher or collector does; raises BusyError if anyone else works in it.
 
-        On a file system without locks a note says so, and nothing keeps others out.
+        On a file system without locks a note says so, and others are not kept out.
         """
         with self._held(self._lock(None), f"{self.path} is in use") as works:
             if not works:
@@ -124,12 +124,12 @@ class RunFolder:
 
     @contextmanager
     def owned_by(self, peer: int) -> Iterator[None]:
-        """Own the files of a peer, as its process does; raises BusyError where another process is that peer."""
+        """Own the files of a peer, as its process does; raises BusyError if another process is that peer."""
         with self._held(self._lock(peer), f"peer {peer} is at work in {self.path} already"):
             yield
 
     def check_free(self) -> None:
-        """Raise BusyError where a launcher or collector owns the folder."""
+        """Raise BusyError if a launcher or collector owns the folder."""
         if (by := files.holder(self._lock(None))) is not None:
             raise BusyError(f"{self.path} is in use ({by}); choose another folder with --out, or wait for its end")
 
@@ -152,7 +152,7 @@ class RunFolder:
     def begin(self, run: RunConfig, topology: Topology, launch: Launch | None = None, *, anew: bool = True) -> None:
         """Write manifest and topology, the graph as its edges; raises OutputError.
 
-        Not ``anew``: the manifest goes on, and notes when.
+        If ``anew`` is False, the manifest is kept, and the time of resuming added.
         """
         manifest = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -175,7 +175,7 @@ class RunFolder:
         self._write("manifest.json", json.dumps(manifest, indent=2) + "\n")
 
     def write_summary(self, summary: "Summary") -> None:
-        """Write ``summary.json``, and into the manifest what only those who have torch loaded know: the processors.
+        """Write ``summary.json``, and the processors into the manifest: only processes with torch loaded know them.
 
         Raises OutputError.
         """
@@ -198,21 +198,21 @@ class RunFolder:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def _peers(self, pattern: str) -> list[Path]:
-        """List what is named after a peer, in the order of their numbers."""
+        """List the files and folders that are named after a peer, by the peer's number."""
         return sorted((path for path in self.path.glob(pattern) if NAMED.fullmatch(path.stem)), key=_number)
 
     def said_by(self, peer: int) -> list[Event]:
-        """Read what a peer said, in order; another peer's lines in its file are left out."""
+        """Read a peer's reports, in order; another peer's lines in its file are left out."""
         return [event for event in _events(self.reports(peer)) if event is not None and event.peer == peer]
 
     def events(self) -> dict[int, Sequence[Event]]:
-        """Read the reports of all peers that have any; raises MissingFileError where there are none."""
+        """Read the reports of all peers that have any; raises MissingFileError if there are none."""
         return self.read()[0]
 
     def read(self) -> tuple[dict[int, Sequence[Event]], int]:
-        """Read the reports of all peers; with them, how many lines are no reports of the peer whose file they are in.
+        """Read the reports of all peers; return them, and how many lines are not reports of their file's peer.
 
-        Raises MissingFileError where there are no reports.
+        Raises MissingFileError if there are no reports.
         """
         found: dict[int, Sequence[Event]] = {}
         others = 0
@@ -227,17 +227,17 @@ class RunFolder:
         return found, others
 
     def have_finished(self, peers: Iterable[int], rounds: int) -> bool:
-        """Return whether all these peers have played so many rounds and ended in good order."""
+        """Return whether all these peers have completed this many rounds and ended properly."""
         lasts = (([None, *self.said_by(peer)])[-1] for peer in peers)
         return all(isinstance(last, Finished) and last.rounds_completed >= rounds for last in lasts)
 
     def noticed(self, by_peer: Mapping[int, Iterable[Event]]) -> list[Noticed]:
-        """Pick what was out of the ordinary from what peers said, and add the launcher's, in the order of time."""
+        """Select what was unusual from the peers' reports, and add the launcher's, in the order of time."""
         said = [event for events in (*by_peer.values(), _events(self.happenings)) for event in events]
         return sorted((event for event in said if isinstance(event, Noticed)), key=lambda event: event.time)
 
     def manifest(self) -> dict[str, Any]:
-        """Read ``manifest.json``; empty where it is not there or holds something else."""
+        """Read ``manifest.json``; empty if it does not exist or holds something else."""
         try:
             found = json.loads(b"\n".join(_lines(self.path / "manifest.json")))
         except (MissingFileError, ValueError, RecursionError):
@@ -245,21 +245,21 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def launch(self) -> Launch:
-        """Read how the run was launched; by default where the manifest does not say."""
+        """Read how the run was launched; the defaults if the manifest does not say."""
         try:
             return Launch.model_validate(self.manifest().get("launch", {}))
         except ValidationError:
             return Launch()
 
     def launches(self) -> list[float]:
-        """Read the Unix times at which the run was launched and gone on with, where the manifest says so."""
+        """Read the Unix times at which the run was launched and resumed, if the manifest says so."""
         manifest = self.manifest()
         resumed = manifest.get("resumed")
         found = [manifest.get("launched"), *(resumed if isinstance(resumed, list) else [])]
         return [float(time) for time in found if _is_time(time)] if _is_time(found[0]) else []
 
     def launched(self) -> float | None:
-        """Read the Unix time at which the run was launched, where the manifest says so."""
+        """Read the Unix time at which the run was launched, if the manifest says so."""
         return next(iter(self.launches()), None)
 
 
@@ -272,13 +272,13 @@ def _is_time(value: object) -> bool:
 
 
 def _events(path: Path) -> Iterator[Event | None]:
-    """Read a file of reports line by line, None for what is none; nothing where there is no file."""
+    """Read a file of reports line by line, None for each line that is not one; nothing if there is no file."""
     return (parse(line) for line in _lines(path) if line.strip())
 
 
 def _lines(path: Path) -> list[bytes]:
-    """Read the lines of a file; none where it is not there or no file, MissingFileError where it cannot be read."""
-    if not path.is_file():  # a pipe would be waited for
+    """Read the lines of a file; none if it is not a regular file. Raises MissingFileError if it cannot be read."""
+    if not path.is_file():  # opening a pipe would wait
         return []
     try:
         return path.read_bytes().split(b"\n")

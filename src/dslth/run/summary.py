@@ -20,20 +20,20 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     def to_json(self, indent: int | None = None) -> str:
-        """Return the figures as one line of JSON, or as lines indented by so many spaces."""
+        """Return the figures as one line of JSON, or as lines indented by ``indent`` spaces."""
         return json.dumps(self.model_dump(mode="json"), indent=indent)
 
 
 class PeerSummary(_Record):
-    """What a peer came to. Bytes are of all its edges together; link bytes are null where TCP cannot be read."""
+    """The figures of one peer. Bytes are of all its edges together; link bytes are null if TCP cannot be read."""
 
     id: int
     accuracy_personal: float | None
-    """Share of test samples of the peer's own distribution that its last evaluated model classifies right."""
+    """Share of test samples of the peer's own distribution that its last evaluated model classifies correctly."""
     accuracy_global: float | None
-    """The same of test samples of all classes alike."""
+    """The same for test samples of all classes alike."""
     mask_digest: str | None
-    """The digest of its ticket's mask; null where the peer was stopped and can go on."""
+    """The digest of its ticket's mask; null if the peer was stopped and can be resumed."""
     payload_bytes_sent: int
     """Encoded masks."""
     payload_bytes_received: int
@@ -44,7 +44,7 @@ class PeerSummary(_Record):
     """What TCP carried."""
     link_bytes_received: int | None
     rounds_completed: int
-    """The rounds that it is through with, skipped ones included."""
+    """The rounds that it has completed, skipped ones included."""
     rounds_played: int
     missing: int
     """How many masks of neighbours missed a deadline."""
@@ -53,17 +53,17 @@ class PeerSummary(_Record):
 
 
 class Happened(_Record):
-    """Something out of the ordinary; ``dslth.run.events.Happening`` says what each word stands for."""
+    """Something unusual; ``dslth.run.events.Happening`` explains each word."""
 
     peer: int
-    """Who says it, or whose process it is."""
+    """The peer that reports it, or whose process it is."""
     time: float
     """Unix time."""
     round: int
     """The peer's own round."""
     what: Happening
     neighbour: int | None
-    """Of whom it is said."""
+    """The neighbour that it is about."""
     detail: str
 
 
@@ -72,11 +72,11 @@ class Summary(_Record):
 
     run_dir: str
     rounds: int
-    """The rounds that the foremost peer is through with."""
+    """The rounds that the foremost peer has completed."""
     seconds: float
-    """How long the run took, without the time between an interruption and going on."""
+    """How long the run took, without the time between an interruption and resuming."""
     seconds_to_first_round: float | None
-    """From the launch until every peer had reported its first round; null where one has not."""
+    """From the launch until every peer had reported its first round; null if one has not."""
     accuracy_personal: float | None
     """The mean over peers."""
     accuracy_global: float | None
@@ -86,22 +86,22 @@ class Summary(_Record):
     payload_bits_per_weight_per_round: float | None
     """Payload bits per masked weight, directed edge and round."""
     masked_weights: int
-    """Weights of the network that a mask covers."""
+    """The number of weights that a mask covers."""
     directed_edges: int
     payload_bytes_sent: int
     message_bytes_sent: int
     link_bytes_sent: int | None
     processors: Mapping[str, tuple[int, ...]]
-    """The peers by what torch computed with, as in AVX2; one that went on on another machine is there twice."""
+    """The peers by what torch computed with, as in AVX2; a peer that was resumed on another machine is there twice."""
     peers: tuple[PeerSummary, ...]
     happenings: tuple[Happened, ...]
-    """What was out of the ordinary, in the order of time."""
+    """What was unusual, in the order of time."""
     lines_ignored: int
-    """Lines in the files of reports that are no reports of their peer."""
+    """Lines in the files of reports that are not reports of their peer."""
 
 
 def summarise(folder: RunFolder) -> Summary:
-    """Work out a run's figures from its files; raises MissingFileError where no peer has left a report."""
+    """Work out a run's figures from its files; raises MissingFileError if no peer has left a report."""
     by_peer, others = folder.read()
     peers = tuple(_summarise_peer(peer, events) for peer, events in by_peer.items())
     starts_of_all = [event for events in by_peer.values() for event in events if isinstance(event, Joined)]
@@ -144,21 +144,21 @@ def summarise(folder: RunFolder) -> Summary:
 
 
 def check_played(peers: Iterable[PeerSummary]) -> None:
-    """Raise SkippedError where one of these peers skipped more rounds than it played."""
+    """Raise SkippedError if one of these peers skipped more rounds than it played."""
     few = [peer for peer in peers if 2 * peer.rounds_played < peer.rounds_completed]
     if few:
         more = f", and {len(few) - 1} more peers likewise" if len(few) > 1 else ""
         rounds = f"{few[0].rounds_played:,} of {few[0].rounds_completed:,} rounds"
         raise SkippedError(
             f"peer {few[0].id} played {rounds} and skipped the others to keep up with its neighbours{more}; it learned "
-            "little: look at its neighbours, and at the time line in 'dslth inspect'"
+            "little: look at its neighbours, and at the timeline in 'dslth inspect'"
         )
 
 
 def _summarise_peer(peer: int, events: Sequence[Event]) -> PeerSummary:
     rounds = rounds_of(events)
     evaluated = [event for event in rounds if event.accuracy_personal is not None]
-    finished = events[-1] if isinstance(events[-1], Finished) else None  # else it was stopped and goes on
+    finished = events[-1] if isinstance(events[-1], Finished) else None  # else it was stopped, or is running
     links = [link for event in events for link in event.links.values()]
     last = evaluated[-1] if evaluated else None
     return PeerSummary(
@@ -180,13 +180,13 @@ def _summarise_peer(peer: int, events: Sequence[Event]) -> PeerSummary:
 
 
 def rounds_of(events: Iterable[Event]) -> list[RoundReport]:
-    """Return the report of each round, in order; of a round that was played again after a crash the last one."""
+    """Return the report of each round, in order; the last one if a round was played again after a crash."""
     by_round = {event.round: event for event in events if isinstance(event, RoundReport)}
     return [by_round[number] for number in sorted(by_round)]
 
 
 def _running(times: Sequence[float], launches: Sequence[float]) -> float:
-    """Add up the seconds from each launch to the last report before the next one: a pause is none of the run's time."""
+    """Add up the seconds from each launch to the last report before the next launch, so that pauses do not count."""
     spans = zip(launches, [*launches[1:], float("inf")], strict=True)
     return sum(max((time for time in times if start <= time < end), default=start) - start for start, end in spans)
 

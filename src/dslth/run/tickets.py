@@ -1,4 +1,4 @@
-"""A ticket: a finished personal model as a file. The mask, packed; the weights come back from the seed."""
+"""A ticket: a finished personal model as a file. It holds the packed mask; the weights are made again from the seed."""
 
 import json
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Ticket:
 
 
 def store(ticket: Ticket, path: Path) -> None:
-    """Write a ticket as safetensors: one packed uint8 tensor a layer, everything else as metadata; atomically."""
+    """Write a ticket atomically as safetensors: one packed uint8 tensor per layer, everything else as metadata."""
     tensors = {
         f"layer.{number}": np.frombuffer(layer.tobytes(), np.uint8) for number, layer in enumerate(ticket.mask.layers)
     }
@@ -46,7 +46,7 @@ def store(ticket: Ticket, path: Path) -> None:
 
 
 def load(path: Path) -> Ticket:
-    """Read a ticket; raises MissingFileError where it is not there or not whole."""
+    """Read a ticket; raises MissingFileError if it does not exist or is not whole."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()

@@ -1,1 +1,1 @@
-"""What people see of a run, from its folder's files alone."""
+"""What people see of a run, made from its run folder's files alone."""

@@ -1,4 +1,4 @@
-"""The terminal as a rich console to which text is text; ``out`` is stdout, ``err`` stderr."""
+"""The terminal as a rich console without markup; ``out`` is stdout, ``err`` stderr."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ __all__ = ["Terminal", "err", "out"]
 
 
 class Terminal(Console):
-    """A console to which text is text: no markup, no names of emojis, and of what is not visible only line breaks."""
+    """A console that interprets nothing: no markup, no names of emojis, and no control characters but line breaks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Make a Text of what was given as str, to be printed or in a table; see Console."""
+        """Make a Text of a str that is printed, alone or in a table; see Console."""
         return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
 
 

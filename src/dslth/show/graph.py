@@ -13,11 +13,11 @@ from dslth.topology import Topology
 __all__ = ["draw", "draw_png", "topology_table"]
 
 MOST_STEPS = 4_000_000
-"""Peers times edges up to which a diameter is worked out: a second."""
+"""Peers times edges up to which the diameter is computed, which takes a second."""
 
 
 def topology_table(topology: Topology) -> Table:
-    """Show what a graph is like."""
+    """Show a graph's figures."""
     graph = topology.to_networkx()
     degrees = [degree for _, degree in graph.degree]
     table = new_table("graph", "figure", "value")
@@ -36,7 +36,7 @@ def topology_table(topology: Topology) -> Table:
 
 
 def draw(topology: Topology, width: int = 64, height: int = 25) -> str:
-    """Draw a graph in text: peers on a circle and dots for links; from 41 to 80 peers its adjacency matrix."""
+    """Draw a graph in text: peers on a circle and dots for links; with 41 to 80 peers its adjacency matrix."""
     if topology.peers > 80:
         return "more than 80 peers are too many to draw in text; --png FILE draws them"
     if topology.peers > 40:
@@ -61,7 +61,7 @@ def draw(topology: Topology, width: int = 64, height: int = 25) -> str:
 
 
 def draw_png(topology: Topology, path: Path) -> None:
-    """Draw a graph into a PNG file; ConfigError without matplotlib, OutputError where the file cannot be written."""
+    """Draw a graph into a PNG file; raises ConfigError without matplotlib, OutputError if it cannot be written."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

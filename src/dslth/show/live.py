@@ -1,4 +1,4 @@
-"""A table of all peers that lives while a run goes on."""
+"""A table of all peers that is updated while a run goes on."""
 
 from collections import Counter
 from statistics import fmean
@@ -28,7 +28,7 @@ class LiveTable:
             self._sent[event.peer] += sum(link.message_sent for link in event.links.values())
 
     def line(self) -> str:
-        """Say in one line how far the run is."""
+        """Return in one line how far the run is."""
         reports = [row.last for row in self._peers.values() if row.last]
         done = min((report.round + 1 for report in reports), default=0) if len(reports) == len(self._peers) else 0
         known = [report.accuracy_personal for report in reports if report.accuracy_personal is not None]

@@ -1,4 +1,4 @@
-"""Tables of a run for a terminal, from its folder's files: one style, and never wider than there is room."""
+"""Tables of a run, from its run folder's files: in one style, and never wider than the terminal."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -45,15 +45,15 @@ def new_table(title: str, *names: str) -> Table:
 
 
 def shortened(text: str, width: int = 16) -> str:
-    """Cut a name that somebody else chose."""
+    """Cut a text to at most ``width`` characters."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 class Fitted:
-    """A table of columns, without those that have nothing to say, and without as many as there is no room for.
+    """A table without empty columns, and with as many others as there is room for.
 
-    ``spare`` names the columns that may be left out, the first one first; a line below says which were. ``note`` stands
-    below the table and wraps.
+    ``spare`` names the columns that may be left out, the first one first; a line below the table names those that were.
+    ``note`` stands below the table and wraps.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Fitted:
         self._spare = [name for name in spare if name in self._columns]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Render what there is room for."""
+        """Render the columns that there is room for."""
         left_out: list[str] = []
         table = self._table(left_out)
         while self._width(console, options, table) > options.max_width and len(left_out) < len(self._spare):
@@ -91,7 +91,7 @@ class Fitted:
 
 
 class Row:
-    """What a table says of one peer, from its reports; of all but the last round only the accuracy is kept."""
+    """One peer's row of a table, from its reports; of all but the last round only the accuracy is kept."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.last: RoundReport | None = None
@@ -103,7 +103,7 @@ class Row:
             self.take(event)
 
     def take(self, event: Event) -> None:
-        """Follow a report; that of a round that was played again after a crash takes the first one's place."""
+        """Follow a report; one of a round that is played again after a crash replaces the first one."""
         if isinstance(event, Joined):
             self.device, self.samples = shortened(event.device), str(event.training_samples)
         elif isinstance(event, RoundReport):
@@ -115,7 +115,7 @@ class Row:
 
     @property
     def rounds(self) -> int:
-        """How many rounds were played."""
+        """Number of rounds played."""
         return len(self._shares)
 
     @property
@@ -130,13 +130,13 @@ class Row:
 
 
 def where_unlike(values: Iterable[str]) -> list[str]:
-    """Return a column of texts, all of them empty where none differs."""
+    """Return a column of texts, all of them empty if none differs."""
     column = list(values)
     return column if len(set(column)) > 1 else [""] * len(column)
 
 
 def peer_table(folder: RunFolder, summary: Summary) -> Fitted:
-    """Show a run peer by peer; columns that would be empty, or alike for all devices, are left out."""
+    """Show a run peer by peer, without columns that would be empty, or the same for all devices."""
     events = folder.events()
     peers = summary.peers
     rows = [Row(events[peer.id]) for peer in peers]
@@ -189,7 +189,7 @@ def totals(summary: Summary) -> Table:
 
 
 def phase_table(folder: RunFolder) -> Fitted:
-    """Show where the time went, mean seconds a round."""
+    """Show what the time was spent on, in mean seconds per round."""
     rounds = {peer: played for peer, events in folder.events().items() if (played := rounds_of(events))}
     means = {
         name.replace("_", "-"): [

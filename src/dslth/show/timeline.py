@@ -1,4 +1,4 @@
-"""What happened to whom, when: a picture with a row a peer, and a table."""
+"""The timeline of a run, what happened to which peer when: a picture with a row per peer, and a table."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ def _whom(said: Happened) -> int:
 
 
 def picture(peers: Iterable[int], happened: Iterable[Mark], seconds: float) -> str:
-    """Draw a row a peer, time from left to right; marks that fall together stand beside each other."""
+    """Draw a row per peer, time from left to right; marks of the same moment stand beside each other."""
     rows = {peer: ["·"] * WIDTH for peer in peers}
     ordered = sorted(happened, key=lambda mark: mark.seconds)
     columns = [min(WIDTH - 1, max(0, int(mark.seconds / max(seconds, 1e-9) * WIDTH))) for mark in ordered]
@@ -66,13 +66,13 @@ def picture(peers: Iterable[int], happened: Iterable[Mark], seconds: float) -> s
 
 
 def legend(signs: Iterable[str]) -> str:
-    """Say what the marks of a picture mean."""
+    """Return what the marks of a picture mean."""
     seen = set(signs)
     return ", ".join(f"{sign} {what}" for what, sign in MARKS.items() if sign in seen)
 
 
 def show(summary: Summary, start: float | None) -> RenderableType | None:
-    """Show a run's happenings, the newest 40 of them in words; None where there were none."""
+    """Show a run's happenings, the newest 40 of them in words; None if there were none."""
     happenings = summary.happenings
     if not happenings:
         return None

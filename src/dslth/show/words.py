@@ -21,7 +21,7 @@ def amount(n: float | None) -> str:
 
 
 def decimal(loss: float) -> str:
-    """Write a loss, which may be huge or no number, in few characters."""
+    """Write a loss, which may be huge or not a number, in few characters."""
     return f"{loss:.3f}" if abs(loss) < 1e6 else f"{loss:.3g}"
 
 
@@ -36,7 +36,7 @@ def percent(share: float | None) -> str:
 
 
 def spark(values: Sequence[float], width: int = 9) -> str:
-    """Draw shares in 0 .. 1 as a row of bars, the last one at the right."""
+    """Draw shares in 0 .. 1 as a row of bars, the last one on the right."""
     step = max(1, len(values) / width)
     points = [values[min(len(values) - 1, int((i + 1) * step) - 1)] for i in range(min(width, len(values)))]
     return "".join(BARS[min(7, int(8 * value))] if 0 <= value <= 1 else "?" for value in points)
@@ -48,7 +48,7 @@ def some(peers: Sequence[int]) -> str:
 
 
 def unlike(summary: Summary) -> str:
-    """Say in a line that a run's peers computed with unlike processors; an empty text where they did not."""
+    """Return a line that says that a run's peers computed with unlike processors; empty if they did not."""
     if len(summary.processors) < 2:
         return ""
     who = "; ".join(f"{name}: {some(peers)}" for name, peers in summary.processors.items())
