@@ -105,7 +105,7 @@ def wait_for(folder: Path, neighbours: Iterable[int], timeout: float, stop: thre
             who = ", ".join(map(str, missing))
             raise SecurityError(
                 f"waited {timeout:g} s for the public keys of peers {who} in {folder / 'public'}; "
-                "start them, mend --keys, or raise --join-timeout"
+                "start them, correct --keys, or raise --join-timeout"
             )
         if stop.wait(TICK):
             return
@@ -191,8 +191,8 @@ def choose(
     folder = Path(network.keys or "")
     if not network.keys or not _private(folder, peer).exists():
         raise SecurityError(
-            f"peer {peer} is to talk over a network and has no key"
+            f"peer {peer} would talk over a network and has no key"
             + (f" in {folder}" if network.keys else "")
-            + "; make keys with 'dslth keys make FILE', or talk in clear, to anybody, with --insecure"
+            + "; make keys with 'dslth keys make FILE', or talk unencrypted, to anybody, with --insecure"
         )
     return load(folder, peer, neighbours)

@@ -420,7 +420,7 @@ def test_a_folder_whose_name_looks_like_markup(commands, topology_file, tmp_path
     long.terminate()
     _, stderr = long.communicate(timeout=60)
     assert long.returncode == 130
-    assert f"dslth run --resume {other} goes on" in stderr
+    assert f"to resume: dslth run --resume {other}\n" in stderr
 
 
 # --- where it cannot be written -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How commands are made: a record of options stands for its options, and every command knows ``--debug``."""
+"""How commands are made: a record of options stands for its options, and every command has ``--debug``."""
 
 import inspect
 import traceback
@@ -24,10 +24,10 @@ DEBUG = Parameter(
 
 
 class App(typer.Typer):
-    """A group of commands; one of its own when it has a single one.
+    """A group of commands, or a single command if it has only one.
 
-    Where a command takes a dataclass, the command line has an option for each field; ``Annotated[Record, "a", "b"]``
-    has them for these fields alone. The command's own default for the record gives the options' defaults.
+    If a command takes a dataclass, the command line has an option for each of its fields; ``Annotated[Record, "a",
+    "b"]`` has options for these fields only. The command's own default for the record gives the options' defaults.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -40,7 +40,7 @@ class App(typer.Typer):
         )
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Command], Command]:
-        """Return a decorator that adds a function as a command and leaves it as it is."""
+        """Return a decorator that adds a function as a command and returns it unchanged."""
         register = super().command(name, **settings)
 
         def add(command: Command) -> Command:

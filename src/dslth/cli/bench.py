@@ -1,4 +1,4 @@
-"""``dslth bench``: the command line of the benchmarks; what measures is loaded when it is asked for."""
+"""``dslth bench``: the command line of the benchmarks, which are imported only when they run."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ def comm(
     changes: Annotated[Changes, "rounds", "seed", "graph", "partition", "preset", "data_dir"] = Changes(),
     rows: Annotated[str | None, typer.Option(metavar="A,B,C", help="Rows to run [default: all].")] = None,
     target: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Say the bytes to this mean personal accuracy, too.")
+        float | None, typer.Option(min=0, max=1, help="Show the bytes to this mean personal accuracy, too.")
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Run each baseline at several learning rates.")] = False,
     transport: TransportOption = TransportName.ZEROMQ,
@@ -37,18 +37,18 @@ def comm(
     """Compare MCE-PL with each codec, without exchange, its ablations, and dense or sparse baselines.
 
     Every row is a run of all peers on this machine; over memory there are no link bytes.
-    Writes comm.csv, comm.json, comm.md, accuracy.png and bits.png besides the rows' run folders.
+    Writes comm.csv, comm.json, comm.md, accuracy.png and bits.png beside the rows' run folders.
     """
     settings, graph = options.read(topology_file, changes)
     options.look_at_data(settings, graph)
 
-    from dslth.bench import comm, show  # torch is heavy: only who measures loads it
+    from dslth.bench import comm, show  # torch is heavy: loaded only when needed
 
     selected = comm.chosen(rows)
     folder = options.new_folder(out_dir, f"bench-comm-{Path(topology_file).stem}").path
     stop = threading.Event()
     measured = []
-    with end_on_signals(stop):  # between two rows too: what is measured is written
+    with end_on_signals(stop):  # between two rows too: finished rows are written
         for figures in comm.run_rows(
             selected, settings, graph, folder / "rows", stop, transport=transport, tune=tune, say=_say
         ):

@@ -42,7 +42,7 @@ def collect(
 ) -> None:
     """Collect the reports of peers that run elsewhere, show them, and end when all peers have finished.
 
-    Started again on the folder of a run that has not finished, it goes on with it.
+    Restarted on the folder of a run that has not finished, it continues there.
     """
     settings, graph = options.read(topology_file, changes)
     limits.provide(graph)
@@ -54,7 +54,7 @@ def collect(
         mine = reports.collector_keys(how.network, graph.peers, patience, stop, make=key_options.keys_dir is not None)
         inbox = Inbox(listen, graph.peers, mine)
         try:
-            collector = Collector(settings, graph, folder)  # which may begin the folder anew
+            collector = Collector(settings, graph, folder)  # which may start the folder over
             try:
                 with showing.follow(table, quiet=as_json) as watch:
                     collector.collect(inbox, stop, watch, patience)

@@ -1,4 +1,4 @@
-"""Commands that write what a container engine or a cluster reads."""
+"""Commands that write the files of a container engine or a cluster."""
 
 from typing import Annotated
 
@@ -27,7 +27,7 @@ def compose(
 
 def k8s(
     file: TopologyArgument,
-    image: Annotated[str, typer.Option(help="Image of the pods, where the cluster finds it.")] = "dslth",
+    image: Annotated[str, typer.Option(help="Image of the pods, as the cluster can find it.")] = "dslth",
     memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory limit of a pod, as in 512Mi.")] = "256Mi",
 ) -> None:
     """Print Kubernetes manifests: a StatefulSet of peers, and a Job that collects their reports."""

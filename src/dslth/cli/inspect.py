@@ -27,7 +27,7 @@ def inspect(
     edges: Annotated[bool, typer.Option("--edges", help="Show the bytes of every directed edge as well.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a run again, from its folder's files alone; a run that is still going on, too."""
+    """Show a run again, from its run folder's files alone; also a run that is still going on."""
     folder = RunFolder(run_dir)
     summary = summarise(folder)
     if as_json:

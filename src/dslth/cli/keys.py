@@ -20,21 +20,21 @@ __all__ = ["InsecureOption", "KeyOptions", "checked", "keys_app", "secured"]
 keys_app = App(help="Make the keys by which peers know each other.", no_args_is_help=True)
 
 InsecureOption = Annotated[
-    bool, typer.Option("--insecure", help="Talk in clear, to anybody who can connect, also over a network.")
+    bool, typer.Option("--insecure", help="Talk unencrypted, to anybody who can connect, even over a network.")
 ]
 
 
 @dataclass(frozen=True)
 class KeyOptions:
-    """How a peer, or the collector, finds keys for addresses that ask for them."""
+    """How a peer, or the collector, finds keys for addresses that need them."""
 
     keys_dir: Annotated[
         Path | None,
         typer.Option(
             "--keys",
             metavar="DIR",
-            help="Folder of keys: this peer's own are made there if need be, the neighbours' public ones waited for "
-            "[default: NAME.keys beside the topology file NAME.yaml, with the keys there already].",
+            help="Folder of keys; makes this peer's own there if need be, and waits for the neighbours' public keys "
+            "[default: the keys in NAME.keys beside the topology file NAME.yaml].",
         ),
     ] = None
     insecure: InsecureOption = False
@@ -51,8 +51,8 @@ def make(
 ) -> None:
     """Make a key pair for each peer: public/peer-N.key, and private/peer-N.key, which no one else may read.
 
-    Where public halves were lost it writes those again, and nothing else. Every peer needs its own private key and its
-    neighbours' public keys; no private key need ever leave its machine.
+    If public halves were lost, it writes only those again. Every peer needs its own private key and its neighbours'
+    public keys; a private key never needs to leave its machine.
     """
     settings, graph = options.read(topology_file)
     if peer is not None:
@@ -70,12 +70,12 @@ def make(
 
 
 def checked(settings: RunConfig, graph: Topology, *, insecure: bool) -> RunConfig:
-    """See to it, before peers start on this machine, that they have the keys that their addresses ask for.
+    """Check, before peers start on this machine, that they have the keys that their addresses need.
 
-    Raises SecurityError; warns where masks are to travel in clear over a network.
+    Raises SecurityError; warns if masks would travel unencrypted over a network.
     """
     network = settings.network
-    if network is None:  # they will be at free ports of the loopback device
+    if network is None:  # they will listen on free ports of the loopback device
         return settings
     if insecure:
         network = network.model_copy(update={"security": Security.NONE})
@@ -88,7 +88,7 @@ def checked(settings: RunConfig, graph: Topology, *, insecure: bool) -> RunConfi
 def secured(settings: RunConfig, topology_file: str, addresses: Sequence[str], typed: KeyOptions) -> RunConfig:
     """Decide by the addresses of a peer and its neighbours whether it needs keys, and where they are.
 
-    The result's ``network.security`` is ``curve`` or ``none``. Warns where masks are to travel in clear over a network.
+    The result's ``network.security`` is ``curve`` or ``none``. Warns if masks would travel unencrypted over a network.
     """
     insecure, folder = typed.insecure, typed.keys_dir
     if insecure and folder is not None:
@@ -108,6 +108,6 @@ def secured(settings: RunConfig, topology_file: str, addresses: Sequence[str], t
 def _warn(network: NetworkConfig, addresses: Sequence[str]) -> None:
     if network.security == Security.NONE and not all(map(keys.is_loopback, addresses)):
         err.print(
-            "warning: no keys: masks travel in clear, and anybody who can connect can speak as a peer",
+            "warning: no keys: masks travel unencrypted, and anybody who can connect can pose as a peer",
             soft_wrap=True,
         )

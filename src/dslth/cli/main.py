@@ -1,4 +1,4 @@
-"""The commands: ``dslth`` for whole runs and what is left of them, ``dslth-peer`` for one peer in its own process."""
+"""The commands: ``dslth`` for whole runs and their run folders, ``dslth-peer`` for one peer in its own process."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def peer_main() -> None:
 
 
 def _guarded(command: Callable[..., Any]) -> None:
-    """Run a command; an error that a person can mend becomes one line and an exit code."""
+    """Run a command; an error that a person can fix becomes one line and an exit code."""
     bear_all()
     try:
         code = command(standalone_mode=False)
@@ -66,15 +66,15 @@ def _guarded(command: Callable[..., Any]) -> None:
             raise
         say(f"dslth: cannot print the result: {error.strerror}")
         sys.stderr.flush()
-        os._exit(OutputError.exit_code)  # what is left to print has nowhere to go
+        os._exit(OutputError.exit_code)  # the rest of the output has nowhere to go
 
 
-# typer brings its own copy of click or click itself, as it is old or new
+# typer brings its own copy of click, or click itself, depending on its version
 _UsageError: Any = typer.BadParameter.__base__
 
 
 def _usage(error: Any) -> str:
-    """Put a misspelt command line in one line with what to type; a command that wants another word gets its help."""
+    """Return one line for a misspelt command line, with what to type; a group without its command shows its help."""
     text = error.format_message()
     if text.startswith("Usage:"):
         return str(text)

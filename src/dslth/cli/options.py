@@ -1,4 +1,4 @@
-"""What several commands have in common: their options, and how those, the topology file and the data are read."""
+"""What several commands share: their options, and how these, the topology file and the data are read."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ FaultsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FAULTS",
-        help="Let what peers send suffer, as in drop=0.1,delay=50ms,duplicate=0.05,reorder=0.1,corrupt=0.01.",
+        help="Faults of what peers send, as in drop=0.1,delay=50ms,duplicate=0.05,reorder=0.1,corrupt=0.01.",
     ),
 ]
 JoinTimeoutOption = Annotated[
@@ -60,7 +60,7 @@ JoinTimeoutOption = Annotated[
 
 @dataclass(frozen=True)
 class Changes:
-    """What is typed in place of a topology file's settings; a command has those of these options that it can use."""
+    """Options that replace settings of a topology file; a command has those of them that it can use."""
 
     rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds, in place of the file's.")] = None
     seed: Annotated[
@@ -76,7 +76,7 @@ class Changes:
             metavar="FILE", help="Counts table in place of the file's partition: rows peers, columns classes."
         ),
     ] = None
-    preset: Annotated[Preset | None, typer.Option(help="Settings that the file's are laid on.")] = None
+    preset: Annotated[Preset | None, typer.Option(help="Settings that the file's build on.")] = None
     codec: Annotated[CodecName | None, typer.Option(help="How masks are coded.")] = None
     no_exchange: Annotated[bool, typer.Option("--no-exchange", help="Every peer learns alone, for comparison.")] = False
     data_dir: Annotated[
@@ -85,14 +85,14 @@ class Changes:
     ] = None
 
     def overrides(self) -> dict[str, Any]:
-        """Return the keys of a topology file that these win over; raises DslthError."""
+        """Return these options as keys of a topology file, to win over the file's; raises DslthError."""
         given = {"rounds": self.rounds, "seed": self.seed, "preset": self.preset, "codec": self.codec}
         experiment: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         data: dict[str, Any] = {}
         if self.partition is not None:
             data["partition"] = {"kind": "counts", "table": config.read_counts(self.partition)}
         if self.data_dir is not None:
-            if not os.path.isdir(self.data_dir):  # False, where Path.is_dir raises, for names that no folder can have
+            if not os.path.isdir(self.data_dir):  # False for names that no folder can have; Path.is_dir raises
                 raise MissingFileError(f"--data-dir {self.data_dir}: no such folder")
             data["folder"] = str(self.data_dir.resolve())
         if data:
@@ -106,15 +106,15 @@ class Changes:
 
 
 def read(topology_file: str, changes: Changes | None = None) -> tuple[RunConfig, Topology]:
-    """Read a topology file with the changes laid on it, and make its graph; raises DslthError."""
+    """Read a topology file, apply the changes, and make its graph; raises DslthError."""
     settings = config.load(topology_file, changes.overrides() if changes else {})
     return settings, topology.build(settings.graph, settings.experiment.seed)
 
 
 def look_at_data(settings: RunConfig, graph: Topology, peer: int | None = None) -> None:
-    """Check before anything starts what would fail in every peer, data among it; they are downloaded where missing.
+    """Check, before anything starts, what would fail in every peer; downloads missing data.
 
-    ``peer`` is the one that is to run here, None for all.
+    ``peer`` is the one that will run here, None for all.
     """
     with _bars() as progress:
         note = preflight(settings, graph, progress, peer)
@@ -123,15 +123,15 @@ def look_at_data(settings: RunConfig, graph: Topology, peer: int | None = None) 
 
 
 def new_folder(wanted: Path | None, name: str) -> RunFolder:
-    """Return the folder to write: ``--out``, or a new one under ``runs/`` after a topology file's name."""
+    """Return the run folder to write: ``--out``, or a new one under ``runs/`` named after the topology file."""
     if wanted is None:
         return RunFolder.fresh(name)
     if os.path.lexists(wanted) and not wanted.is_dir():
-        raise OutputError(f"--out {wanted} is no folder; choose another name, or remove it")
+        raise OutputError(f"--out {wanted} is not a folder; choose another name, or remove it")
     try:
         wanted.mkdir(parents=True, exist_ok=True)  # now, not when the work is done
         if any(wanted.iterdir()):
-            raise OutputError(f"--out {wanted} is there already and not empty; choose another folder, or remove it")
+            raise OutputError(f"--out {wanted} exists already and is not empty; choose another folder, or remove it")
     except OSError as error:
         raise OutputError(f"cannot make --out {wanted}: {error.strerror}; choose another folder") from None
     return RunFolder(wanted)
@@ -139,7 +139,7 @@ def new_folder(wanted: Path | None, name: str) -> RunFolder:
 
 @contextmanager
 def orderly() -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt, for what must be put in order before the command ends; not for imports."""
+    """Turn Ctrl-C into a KeyboardInterrupt, for code that must clean up before the command ends; not for imports."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -151,7 +151,7 @@ def orderly() -> Iterator[None]:
 
 @contextmanager
 def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for each file that is downloaded, if any."""
+    """Show a progress bar for each file that is downloaded."""
     with ExitStack() as shown:
         bars = Progress(console=err, transient=True)
         tasks: dict[str, TaskID] = {}

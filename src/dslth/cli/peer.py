@@ -61,7 +61,7 @@ def peer(
         int | None,
         typer.Option(
             "--id",
-            help="Which peer of the topology to be [default: srun's task, or the number that the host is named with].",
+            help="Which peer of the topology to run [default: srun's task, or the number at the end of the host name].",
         ),
     ] = None,
     changes: Changes = Changes(),
@@ -75,10 +75,10 @@ def peer(
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each round.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Be one peer of a topology, in this process; the others may start before or after it, here or elsewhere.
+    """Run one peer of a topology in this process; the others may start before or after it, here or elsewhere.
 
     Without a 'network' section in the file, peer i listens on 127.0.0.1, port 47100 + i; in a Slurm job step, on its
-    node. Killed and started again with the same --out it goes on from its checkpoint; once finished, it begins anew.
+    node. Restarted with the same --out it resumes from its checkpoint; once it has finished, it starts over.
     """
     settings, graph = options.read(topology_file, changes)
     peer, network = place.find(peer, typed.host, settings.network, graph.peers, os.environ, platform.node())
@@ -138,21 +138,21 @@ def peer(
 
 
 def _begin(folder: RunFolder, peer: int, settings: RunConfig, graph: Topology) -> None:
-    """Begin in the folder, now that this peer's files are its own and its port is bound."""
+    """Begin in the run folder, now that this peer's files are locked and its port is bound."""
     folder.check_free()
     checkpoints = Checkpoints(folder.checkpoints(peer))
     if folder.have_finished([peer], settings.experiment.rounds):
         checkpoints.clear()
-    anew = not checkpoints.files()
-    if not anew and (folder.path / "topology.yaml").is_file():
+    resumed = bool(checkpoints.files())
+    if resumed and (folder.path / "topology.yaml").is_file():
         check_resumable(settings, graph, folder)
-    folder.begin(settings, graph, anew=anew)
-    if anew:
-        folder.reports(peer).unlink(missing_ok=True)  # those of a run before
+    folder.begin(settings, graph, resumed=resumed)
+    if not resumed:
+        folder.reports(peer).unlink(missing_ok=True)  # those of an earlier run
 
 
 def _say(event: Event, rounds: int) -> None:
-    """Print a line on what a peer did."""
+    """Print a line about what a peer did."""
     if isinstance(event, Joined):
         err.print(f"peer {event.peer} joined {len(event.neighbours)} neighbours")
     elif isinstance(event, RoundReport):

@@ -24,18 +24,18 @@ __all__ = ["run"]
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """How the peers are started: the options that a run folder keeps as its Launch."""
+    """How the peers are started: the options that a run folder keeps as a Launch."""
 
     transport: TransportOption = TransportName.ZEROMQ
     restart: Annotated[Restart, typer.Option(help="What to do with a peer whose process dies.")] = Restart.ON_FAILURE
     orphans: Annotated[
-        bool, typer.Option("--orphans/--no-orphans", help="Whether peers learn on when this command is killed.")
+        bool, typer.Option("--orphans/--no-orphans", help="Whether peers continue when this command is killed.")
     ] = True
     curve: Annotated[
-        bool, typer.Option("--curve", help="Encrypt on this machine, too, with keys made for this run in its folder.")
+        bool, typer.Option("--curve", help="Encrypt even on this machine, with keys made for this run in its folder.")
     ] = False
     insecure: keys.InsecureOption = False
-    engine: Annotated[EngineName, typer.Option(help="Who runs the peers: this machine, or a Ray cluster.")] = (
+    engine: Annotated[EngineName, typer.Option(help="What runs the peers: this machine, or a Ray cluster.")] = (
         EngineName.LOCAL
     )
     address: Annotated[
@@ -58,7 +58,7 @@ def run(
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Go on with a run that was stopped, as it was started, from its folder's checkpoints."
+            metavar="RUN", help="Resume a run that was stopped, as it was started, from its run folder's checkpoints."
         ),
     ] = None,
     out_dir: OutOption = None,
@@ -66,18 +66,18 @@ def run(
 ) -> None:
     """Run all peers of a topology on this machine, and show what they learned and sent.
 
-    Ctrl-C ends all peers; what was measured stays in the run folder, and --resume goes on from there.
+    Ctrl-C ends all peers; what was measured stays in the run folder, and --resume continues from there.
     """
     if (topology_file is None) == (resume is None):
         raise typer.BadParameter("give either --topology FILE or --resume RUN")
     if resume is not None and not (resume / "topology.yaml").is_file():
-        raise MissingFileError(f"--resume {resume}: no run folder, it has no topology.yaml")
+        raise MissingFileError(f"--resume {resume}: not a run folder, it has no topology.yaml")
     typed = Launch(**asdict(launch_options))
     launch = typed if resume is None else _as_before(context, typed, RunFolder(resume).launch())
     faults = faulty.parse(launch.faults) if launch.faults is not None else None
     on_ray, in_memory = launch.engine == EngineName.RAY, launch.transport == TransportName.MEMORY
     if (launch.curve and launch.insecure) or ((launch.curve or on_ray) and in_memory):
-        raise typer.BadParameter("--curve and --engine ray are for sockets, and --curve not together with --insecure")
+        raise typer.BadParameter("--curve and --engine ray need sockets, and --curve excludes --insecure")
     file = str(resume / "topology.yaml") if resume is not None else str(topology_file)
     settings, graph = options.read(file, changes)
     folder = None if resume is None else RunFolder(resume)
@@ -114,22 +114,22 @@ def run(
 
 
 def _as_before(context: typer.Context, typed: Launch, before: Launch) -> Launch:
-    """Return how a resumed run was launched, with what is typed this time in place of what was then."""
+    """Return how a resumed run was launched, with the options that are typed this time replaced."""
     sources = {name: context.get_parameter_source(name) for name in Launch.model_fields}
     chosen = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     return before.model_copy(update={name: getattr(typed, name) for name in chosen})
 
 
 def _tell(outcome: Outcome, *, as_json: bool) -> None:
-    """Show what became of a run, and end as it did."""
+    """Show the outcome of a run, and end with its exit code."""
     folder = outcome.folder
     if as_json and outcome.summary:
         print(outcome.summary.to_json())  # noqa: T201
     elif outcome.summary:
         showing.show(folder, outcome.summary)
     if outcome.interrupted:
-        go_on = f"; dslth run --resume {folder.path} goes on" if outcome.summary else ""
-        err.print(f"interrupted; what was measured is in {folder.path}{go_on}", soft_wrap=True)
+        resume = f"; to resume: dslth run --resume {folder.path}" if outcome.summary else ""
+        err.print(f"interrupted; what was measured is in {folder.path}{resume}", soft_wrap=True)
         raise typer.Exit(130)
     if outcome.failure is not None:
         raise outcome.failure

@@ -1,4 +1,4 @@
-"""What the commands that show a run have in common: its title, how it goes, what came of it."""
+"""What the commands that show a run share: its title, its progress, its tables."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

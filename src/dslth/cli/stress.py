@@ -1,4 +1,4 @@
-"""``dslth bench chaos``, ``resume``, ``simulate``, ``soak``, ``fuzz``: the command line of what tries to break runs."""
+"""``dslth bench chaos``, ``resume``, ``simulate``, ``soak`` and ``fuzz``: the command line of the stress tests."""
 
 import json
 import re
@@ -31,22 +31,22 @@ class Keys(StrEnum):
 def chaos(
     topology_file: TopologyOption = "chaos10",
     changes: Annotated[Changes, "rounds", "seed", "data_dir"] = Changes(seed=1),
-    every: Annotated[float, typer.Option(min=1, metavar="ROUNDS", help="A fault so often, more or less.")] = 6,
+    every: Annotated[float, typer.Option(min=1, metavar="ROUNDS", help="Rounds between two faults, on average.")] = 6,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Kill, stop and cut off peers of a run every few rounds, and compare with the same run undisturbed.
 
-    The seed says which faults happen to whom and in which rounds, whatever the machine's pace. Writes chaos.json,
-    chaos.csv and chaos.png. Ends with 1 where a fault could not happen, where a peer does not end, waits longer than
-    the deadline, does not come back, or where mean personal accuracy is more than a point below the undisturbed run's.
+    The seed decides which faults happen to whom and in which rounds, whatever the machine's speed. Writes chaos.json,
+    chaos.csv and chaos.png. Ends with 1 if a fault could not happen, if a peer does not end, waits longer than the
+    deadline, or does not come back, or if mean personal accuracy is more than a point below the undisturbed run's.
     """
     settings, graph = options.read(topology_file, changes)
     if settings.experiment.mode != Mode.SYNC or settings.experiment.deadline == "none":
-        raise ConfigError(f"chaos wants mode sync and a deadline in seconds; change {topology_file}")
+        raise ConfigError(f"chaos needs mode sync and a deadline in seconds; change {topology_file}")
     options.look_at_data(settings, graph)
 
-    from dslth.bench.stress import chaos as measured  # torch is heavy: only who measures loads it
+    from dslth.bench.stress import chaos as measured  # torch is heavy: loaded only when needed
     from dslth.bench.stress import chaos_show as shown
 
     faults = measured.schedule(settings, graph, every)
@@ -78,27 +78,27 @@ def chaos(
 def resume(
     topology_file: TopologyOption = "chaos10",
     changes: Annotated[Changes, "rounds", "seed", "data_dir"] = Changes(rounds=60, seed=1),
-    kills: Annotated[int, typer.Option(min=1, help="Runs of which a peer is killed.")] = 20,
+    kills: Annotated[int, typer.Option(min=1, help="Runs in which one peer is killed.")] = 20,
     whole: Annotated[int, typer.Option(min=0, help="Runs that are killed as a whole and resumed.")] = 5,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Kill peers, and whole runs, at random moments, and compare the masks with those of the undisturbed run.
 
-    Peers wait for each other without a deadline. Writes resume.json; ends with 1 where a mask differs.
+    Peers wait for each other without a deadline. Writes resume.json; ends with 1 if a mask differs.
     """
     settings, graph = options.read(topology_file, changes)
     experiment = settings.experiment.model_copy(update={"mode": Mode.SYNC, "deadline": "none"})
     settings = settings.model_copy(update={"experiment": experiment})
     if not experiment.checkpoint_every:
-        raise ConfigError("without checkpoints nothing is resumed; set experiment.checkpoint_every")
+        raise ConfigError("without checkpoints no run can be resumed; set experiment.checkpoint_every")
     options.look_at_data(settings, graph)
 
     from dslth.bench.stress import resume as measured
 
     folder = options.new_folder(out_dir, f"bench-resume-{Path(topology_file).stem}").path
     trials = []
-    with options.orderly():  # whoever interrupts leaves no run behind
+    with options.orderly():  # an interrupt leaves no run behind
         for trial in measured.trials(settings, graph, folder, kills, whole):
             trials.append(trial)
             _say(str(trial))
@@ -158,9 +158,9 @@ def soak(
     out_dir: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run thousands of small rounds, and see whether memory, file descriptors and threads stay what they were.
+    """Run thousands of small rounds, and see whether memory, file descriptors or threads grow.
 
-    Writes soak.json; ends with 1 where a peer's memory grows by 2 % or more, or descriptors or threads at all.
+    Writes soak.json; ends with 1 if a peer's memory grows by 2 % or more, or its descriptors or threads at all.
     """
     settings, graph = options.read(topology_file, changes)
     options.look_at_data(settings, graph)
@@ -189,9 +189,7 @@ def soak(
 def fuzz(
     topology_file: TopologyOption = "soak3",
     changes: Annotated[Changes, "seed", "data_dir"] = Changes(),
-    messages: Annotated[
-        int, typer.Option(min=0, help="Messages of garbage to send and see counted; 0: none.")
-    ] = 100_000,
+    messages: Annotated[int, typer.Option(min=0, help="Messages of garbage to send; 0: none.")] = 100_000,
     connections: Annotated[int, typer.Option(min=0, help="Connections of raw bytes to open before them.")] = 1000,
     seconds: Annotated[float, typer.Option(min=0, help="How long to attack runs, in all; 0: not at all.")] = 600,
     security: Annotated[list[Keys] | None, typer.Option(help="Attack runs with this security [default: both].")] = None,
@@ -201,10 +199,10 @@ def fuzz(
 ) -> None:
     """Send garbage to a peer of a run, then attack runs as strangers and as a neighbour that lies.
 
-    Garbage is raw bytes, broken greetings, mutants of neighbours' messages; each is to be refused and counted. Attacks
-    are bench/attacks.py's, in an order that the seed gives, beside the same run left alone. Writes fuzz.json; ends with
-    1 where a peer fails, a mask changes, memory or descriptors grow, a round passes the deadline by more than a second,
-    or honest peers play fewer rounds than those left alone.
+    Garbage is raw bytes, broken greetings, mutants of neighbours' messages; each must be refused and counted. Attacks
+    are those of bench/stress/attacks.py, in an order drawn from the seed, with the same run without attacks as control.
+    Writes fuzz.json; ends with 1 if a peer fails, a mask changes, memory or descriptors grow, a round passes the
+    deadline by more than a second, or honest peers play fewer rounds than the control's.
     """
     settings, graph = options.read(topology_file, changes)
 
@@ -248,7 +246,7 @@ def _unless(as_json: bool, what: RenderableType) -> None:
 
 
 def _go_on(outcome: Outcome) -> None:
-    """End here where a run was interrupted, or did not get as far as a report."""
+    """End the command if a run was interrupted, or did not get as far as a report."""
     if outcome.interrupted:
         raise typer.Exit(130)
     outcome.measured()
@@ -257,7 +255,7 @@ def _go_on(outcome: Outcome) -> None:
 def _judge(what: str, conditions: dict[str, bool]) -> None:
     failed = [name for name, holds in conditions.items() if not holds]
     if failed:
-        raise DslthError(f"{what}: it is not so that {', and that '.join(failed)}")
+        raise DslthError(f"{what}: not met: {'; '.join(failed)}")
 
 
 def _say(line: str) -> None:

@@ -1,1 +1,1 @@
-"""Runs on more than one machine: containers, clusters, and who collects their reports."""
+"""Runs on more than one machine: containers, clusters, and the collector of their reports."""

@@ -1,7 +1,7 @@
-"""A peer's health check: ``python -m dslth.deploy.alive PORT`` ends with 0 where a peer takes callers on that port.
+"""A peer's health check: ``python -m dslth.deploy.alive PORT`` ends with 0 if a peer accepts connections on that port.
 
-It reads what the kernel says of the listening socket and imports nothing heavy: a container's engine starts it every
-few seconds. To connect would be a handshake that fails, and the peer would count it as somebody's attempt.
+It reads what the kernel says about the listening socket, and imports nothing heavy: a container's engine starts it
+every few seconds. Connecting would fail in the handshake, and the peer would count it as a stranger's attempt.
 """
 
 import sys
@@ -15,13 +15,13 @@ LISTEN = "0A"
 
 
 def takes_callers(port: int, tables: Path = Path("/proc/net")) -> bool:
-    """Return whether a process of this network namespace listens on a port, and leaves none who called unanswered."""
+    """Return whether a process of this network namespace listens on a port, and no connection waits to be accepted."""
     queues = list(_queues(port, tables))
     return bool(queues) and not any(queues)
 
 
 def _queues(port: int, tables: Path) -> Iterator[int]:
-    """Give, for each socket that listens on a port, how many connections wait to be accepted."""
+    """Yield, for each socket that listens on a port, how many connections wait to be accepted."""
     for name in ("tcp", "tcp6"):
         table = tables / name
         for line in table.read_text().splitlines()[1:] if table.exists() else ():

@@ -1,4 +1,4 @@
-"""Keeps the reports of peers elsewhere in a run folder of its own, and knows when all have finished."""
+"""Keeps the reports of peers that run elsewhere in a run folder of its own, and knows when all have finished."""
 
 import threading
 import time
@@ -20,13 +20,13 @@ __all__ = ["Collector"]
 TICK = 0.2
 SPARE = 1_000
 PER_ROUND = 10
-"""Reports that are kept of a peer at most: so many, and so many for each of its rounds, neighbours counted."""
+"""Reports kept of a peer, at most: SPARE, and in each round PER_ROUND for itself and for each neighbour."""
 
 
 class Collector:
     """The run folder of peers that run elsewhere.
 
-    A folder whose run has not finished is gone on with; a finished one is begun anew.
+    A folder whose run has not finished is continued; a finished run is replaced by a new one.
     """
 
     def __init__(self, run: RunConfig, topology: Topology, folder: RunFolder) -> None:
@@ -46,7 +46,7 @@ class Collector:
     def collect(self, inbox: Inbox, stop: threading.Event, watch: Callable[[Event], None], patience: float) -> None:
         """Take reports until all peers have finished their rounds, or ``stop`` is set.
 
-        Raises PeerFailedError where no report comes for ``patience`` seconds.
+        Raises PeerFailedError if no report comes for ``patience`` seconds.
         """
         with suppress(MissingFileError):
             for events in self._folder.events().values():
@@ -81,7 +81,7 @@ class Collector:
         if isinstance(event, Finished) and event.rounds_completed >= self._rounds:
             self._finished.add(event.peer)
         elif isinstance(event, RoundReport):
-            self._finished.discard(event.peer)  # it began anew
+            self._finished.discard(event.peer)  # it started over
 
     def close(self) -> None:
         """Close the folder's files."""

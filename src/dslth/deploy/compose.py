@@ -1,7 +1,7 @@
 """A Docker Compose file for a topology: a container for each peer, and one that collects their reports.
 
-The file works with Compose 1.29 and 2 and with ``docker stack deploy``, so it has no ``version``, and memory limits are
-said the way that all three know.
+The file works with Compose 1.29 and 2 and with ``docker stack deploy``, so it has no ``version``, and memory limits
+have the form that all three understand.
 """
 
 import json
@@ -20,7 +20,7 @@ _HEAD = """\
 #
 #     docker compose build && docker compose up    ends by itself, with a table and exit code 0
 #     docker compose run --rm --no-deps collector dslth inspect /runs
-#     docker compose down --volumes                forgets the run and the keys
+#     docker compose down --volumes                deletes the run and the keys
 #
 # DSLTH_DATA is a folder of data sets for the peers (digits need none). See docs/deploy.md.
 
@@ -74,7 +74,7 @@ volumes:
 
 
 def place_in_container(file: Path | str) -> tuple[str, Path | None]:
-    """Return a topology file's name inside a container, and its folder where that must be mounted.
+    """Return a topology file's name inside a container, and its folder if that must be mounted.
 
     A file that comes with dslth is in the image; any other is mounted with the files beside it.
     """
@@ -88,7 +88,7 @@ def place_in_container(file: Path | str) -> tuple[str, Path | None]:
 def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | None = None) -> str:
     """Write the Compose file of a topology of ``peers`` peers.
 
-    Without ``image`` the containers' image is built from the checkout that the file lies in.
+    Without ``image`` the containers' image is built from the checkout in the file's folder.
     """
     name, folder = place_in_container(file)
     mount = "" if folder is None else _quoted(f"{_beside(folder)}:/topologies:ro")

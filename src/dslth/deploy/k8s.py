@@ -12,20 +12,20 @@ from dslth.topology import Topology
 __all__ = ["manifests"]
 
 USER = 10001
-"""Whom the image's processes run as."""
+"""The user that the image's processes run as."""
 
 _HEAD = """\
 # {peers} peers and a collector of their reports, for Kubernetes. Written by: dslth k8s {file}
 #
 #     kubectl apply -f FILE, kubectl logs -f job/{name}-collector, kubectl delete -f FILE
 #
-# Peers make their keys at the first start; public ones are shared by way of a volume that many nodes can write
-# (ReadWriteMany), private ones stay on each peer's own. A peer that is done stays, as pods of a StatefulSet must.
+# Peers make their keys at the first start; public ones are shared through a volume that many nodes can write
+# (ReadWriteMany), private ones stay on each peer's own. The pod of a finished peer stays, as a StatefulSet demands.
 """
 
 
 def manifests(file: Path | str, run: RunConfig, topology: Topology, *, image: str, memory: str) -> str:
-    """Write the manifests of a topology, which they hold as resolved; ``memory`` is the limit of a pod, as in 512Mi."""
+    """Write the manifests of a topology, resolved and included; ``memory`` is the limit of a pod, as in 512Mi."""
     name = f"dslth-{Path(file).stem}".lower().replace("_", "-").replace(".", "-")
     labels = {"app.kubernetes.io/name": "dslth", "app.kubernetes.io/instance": name}
     peers, collector = f"{name}-peer", f"{name}-collector"
@@ -100,7 +100,7 @@ class _Pod:
             {"name": "topology", "configMap": {"name": self._name}},
             _from_claim("public-keys", f"{self._name}-public-keys"),
         ]
-        # whose files they are is set once: private keys must stay unreadable to the group
+        # the files' owner is set once: private keys must stay unreadable to the group
         who = {"runAsNonRoot": True, "runAsUser": USER, "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch"}
         spec = {
             "restartPolicy": restart,

@@ -1,4 +1,4 @@
-"""Which peer this process is, and where the others are: said on the command line, by Slurm, or by the host's name."""
+"""Which peer this process is, and where the others are: from the command line, Slurm, or the host's name."""
 
 import re
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ def find(
 ) -> tuple[int, config.NetworkConfig]:
     """Work out a peer's id, and where all peers are.
 
-    ``peer`` and ``host`` are the options of those names. Without ``peer`` it is the task of a Slurm job step, and the
-    nodes of that step are where the peers are, or the number that the host's name ends with, as in ``peer-3``.
+    ``peer`` and ``host`` are the options of those names. Without ``peer``, the id is that of the task of a Slurm job
+    step, with the peers on the nodes of that step, or the number that the host's name ends with, as in ``peer-3``.
 
     Raises ConfigError and UnknownPeerError.
     """

@@ -1,4 +1,4 @@
-"""How peers elsewhere and their collector come by the keys that reports travel under, and to each other.
+"""How peers that run elsewhere and their collector get the keys for reports, and connect to each other.
 
 In the folder of keys the collector comes after the last peer: with peers 0 to 9 its pair is that of "peer" 10.
 """
@@ -20,9 +20,9 @@ __all__ = ["collector_keys", "sending"]
 def collector_keys(
     network: NetworkConfig | None, peers: int, patience: float, stop: threading.Event, *, make: bool
 ) -> Keys | None:
-    """Load the keys that the collector needs, None where it talks in clear; raises SecurityError.
+    """Load the keys that the collector needs, None if it talks unencrypted; raises SecurityError.
 
-    ``make``: its own pair is made if need be, and the peers' public keys are waited for, up to ``patience`` seconds.
+    ``make``: makes its own pair if need be, and waits for the peers' public keys, up to ``patience`` seconds.
     """
     if network is None or network.security != Security.CURVE:
         return None
@@ -37,7 +37,7 @@ def collector_keys(
 def sending(
     address: str | None, peer: int, peers: int, network: NetworkConfig | None
 ) -> Iterator[Callable[[Event], None]]:
-    """Return a function that sends a peer's reports to the collector at ``address``, with keys where the peer has them.
+    """Return a function that sends a peer's reports to the collector at ``address``, with keys if the peer has them.
 
     Without an address it does nothing. Raises SecurityError and AddressError.
     """

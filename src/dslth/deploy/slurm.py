@@ -12,16 +12,16 @@ __all__ = ["Step", "expand", "step"]
 
 @dataclass(frozen=True)
 class Step:
-    """A task of a job step: task ``task`` is peer ``task``, and ``hosts[i]`` the node that task ``i`` is on."""
+    """A task of a job step: task ``task`` is peer ``task``, and ``hosts[i]`` is the node of task ``i``."""
 
     task: int
     hosts: tuple[str, ...]
 
 
 def step(environment: Mapping[str, str]) -> Step | None:
-    """Read the step that this process is a task of; None outside of Slurm.
+    """Read the step that this process is a task of; None outside Slurm.
 
-    Raises ConfigError where tasks are laid out in a way that the environment does not tell.
+    Raises ConfigError if the environment does not tell which task is on which node.
     """
     if "SLURM_PROCID" not in environment:
         return None
@@ -61,7 +61,7 @@ def _counts(text: str) -> list[int]:
 
 
 def expand(nodes: str) -> list[str]:
-    """Spell out a list of nodes, as in ``gpu1,node[08-10,12]``; ConfigError where it is none."""
+    """Spell out a list of nodes, as in ``gpu1,node[08-10,12]``; raises ConfigError if it is not one."""
     names: list[str] = []
     words = re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", nodes)
     for word in words:

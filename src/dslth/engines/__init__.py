@@ -1,1 +1,1 @@
-"""Who runs the peers of a run, and watches over them."""
+"""What runs the peers of a run, and watches over them."""

@@ -1,6 +1,6 @@
-"""Reports on their way from peers to whoever collects them: PUSH to PULL, encrypted where there are keys.
+"""Reports on their way from peers to their collector: PUSH to PULL, encrypted if there are keys.
 
-Who collects lets in the peers' keys and no others, and whoever comes in speaks for itself alone.
+The collector admits the peers' keys and no others, and accepts from each peer only its own reports.
 """
 
 from array import array
@@ -18,16 +18,16 @@ from dslth.transport.zap import DOMAIN, Gate
 __all__ = ["Inbox", "Reporter"]
 
 LARGEST = 1 << 20
-"""Bytes of a report at most: libzmq cuts off whoever sends more."""
+"""Bytes of a report at most: libzmq cuts off senders of more."""
 HELD = 4
-"""Largest reports that a connection may have waiting here; those that a peer kept come all at once."""
+"""Largest reports that a connection may have waiting here; those that a peer kept all come at once."""
 KEPT = 1_000
-"""Reports that a peer keeps while nobody takes them."""
+"""Reports that a peer keeps while there is no collector."""
 LINGER_MS = 1_000
 
 
 class Reporter:
-    """A peer's end. ``collector`` is who listens at ``address``, by its number among the keys."""
+    """A peer's end. ``collector`` is the number, among the keys, of the collector at ``address``."""
 
     def __init__(self, address: str, keys: Keys | None = None, collector: int = 0) -> None:
         self._context = zmq.Context()
@@ -45,21 +45,21 @@ class Reporter:
             raise AddressError(f"--reports: nobody can be at {address}: {zmq.strerror(error.errno or 0)}") from None
 
     def emit(self, event: Event) -> None:
-        """Send a report, or drop it where too many wait already; never waits."""
+        """Send a report, or drop it if too many wait already; never waits."""
         with suppress(zmq.Again):
             self._socket.send(event.model_dump_json().encode(), zmq.NOBLOCK)
 
     def close(self) -> None:
-        """Send what is still queued, for a moment, and let everything go."""
+        """Take a moment to send what is still queued, and close everything."""
         self._socket.close()
         self._context.term()
 
 
 class Inbox:
-    """The collector's end, for the reports of peers 0 .. ``peers`` - 1; raises AddressError where it cannot listen.
+    """The collector's end, for the reports of peers 0 .. ``peers`` - 1; raises AddressError if it cannot listen.
 
-    ``address`` is where it listens, with the real port. What is no report, or another's, is dropped and counted in
-    ``refused``.
+    ``address`` is where it listens, with the real port. What is not a report, or another peer's, is dropped and counted
+    in ``refused``.
     """
 
     def __init__(self, address: str, peers: int, keys: Keys | None = None) -> None:
@@ -85,7 +85,7 @@ class Inbox:
         try:
             self._pull.bind(address)
         except zmq.ZMQError as error:
-            self._pull.disable_monitor()  # while somebody listens: it says goodbye, and waits for ever for who does not
+            self._pull.disable_monitor()  # first: with its reader closed, its last message would wait for ever
             monitor.close()
             self.close()
             reason = zmq.strerror(error.errno or 0).lower()
@@ -95,7 +95,7 @@ class Inbox:
         self._guard = guard.Guard(monitor, port, HELD * LARGEST, keys=keys is not None, neighbours=peers)
 
     def receive(self, timeout: float) -> Event | None:
-        """Wait up to ``timeout`` seconds for a report; None without one, or where what came is dropped."""
+        """Wait up to ``timeout`` seconds for a report; None without one, or if what came is dropped."""
         if not self._pull.poll(int(1000 * timeout)):
             return None
         last = frame = self._pull.recv(copy=False)
@@ -103,7 +103,7 @@ class Inbox:
         while last.more:
             last = self._pull.recv(copy=False)
             lengths.append(len(last))
-        with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such word
+        with suppress(zmq.ZMQError):  # a connection in ZMTP 1 has no such metadata
             fd = int(frame.get(zmq.SRCFD))
         if self._guard:
             self._guard.delivered(fd, lengths)
@@ -126,7 +126,7 @@ class Inbox:
         return dict(+counted)
 
     def close(self) -> None:
-        """Let everything go."""
+        """Close everything."""
         self._pull.disable_monitor()
         self._pull.close()
         if self._guard:

@@ -23,24 +23,24 @@ __all__ = ["Processes"]
 
 TICK = 0.1
 TURN = 100
-"""Reports that are taken at once at most: whatever comes, Ctrl-C and the clock are seen between."""
+"""Reports that are taken at once, at most: Ctrl-C and the clock are checked in between."""
 
 
 class Processes:
-    """A process a peer; see Engine. Without ``orphans`` peers end when this process dies; else they learn on.
+    """A process per peer; see Engine. Without ``orphans`` peers end when this process dies; else they continue.
 
-    Reports come over a socket that only they have keys for, made for the run and kept in memory.
+    Reports come over a socket that only the peers have keys for, made for the run and kept in memory.
     """
 
     def __init__(self, jobs: Sequence[PeerJob], *, orphans: bool = True) -> None:
         self._jobs, self._orphans = {job.peer: job for job in jobs}, orphans
         self._server = multiprocessing.get_context("forkserver")
         self._server.set_forkserver_preload(["dslth.learner", "dslth.peer", "dslth.transport.zeromq"])
-        resource_tracker.ensure_running()  # by itself, because starting it lets signals through
-        # inherited: nothing cuts into the server's imports, and it outlives the peers, to tell how they end
+        resource_tracker.ensure_running()  # separately, because starting it unblocks signals
+        # inherited: nothing interrupts the server's imports, and it outlives the peers, to report how they end
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # what came meanwhile is not lost
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # none is lost
         public, secret = zmq.curve_keypair()
         pairs = {peer: zmq.curve_keypair() for peer in self._jobs}
         theirs = {peer: key for peer, (key, _) in pairs.items()}
@@ -73,7 +73,7 @@ class Processes:
         )
         try:
             process.start()
-        except (EOFError, OSError) as error:  # an EOFError would pass for the end of what a person types
+        except (EOFError, OSError) as error:  # an EOFError would be taken for the end of input
             raise PeerFailedError(
                 f"peer {peer} cannot be started, the process that peers are forked from has ended "
                 f"({error.strerror if isinstance(error, OSError) else 'without a word'}); is there memory left for it?"
@@ -83,13 +83,13 @@ class Processes:
         self._pipes[peer], self._processes[peer] = here, process
 
     def restart(self, peer: int) -> None:
-        """Start a peer again that died, at the address that the others know."""
+        """Restart a peer that died, at the address that the others know."""
         self._processes[peer].join()
         del self._failures[peer]
         self._start(peer)
 
     def events(self, timeout: float) -> list[Event]:
-        """Wait for reports and for what peers say over their pipes."""
+        """Wait for reports, and for messages from peers over their pipes."""
         self._read_pipes()
         taken: list[Event] = []
         while len(taken) < TURN and (event := self._inbox.receive(0 if taken else timeout)):
@@ -139,7 +139,7 @@ class Processes:
                 process.terminate()
 
     def end(self) -> None:
-        """Kill who is left, and reap."""
+        """Kill the peers that are left, and wait for their processes to end."""
         for peer, process in self._processes.items():
             if process.is_alive():
                 process.kill()
@@ -173,7 +173,7 @@ def _process(job: PeerJob, pipe: Connection, report: Callable[[], Reporter], orp
         return addresses
 
     def end_with_the_launcher() -> None:
-        wait([pipe])  # the launcher says nothing more: that there is something to read is its end
+        wait([pipe])  # the launcher sends nothing more: readable means that it has ended
         stop.set()
 
     try:

@@ -1,8 +1,8 @@
 """Runs whose peers are Ray actors, each a process of its own somewhere in a cluster.
 
-Ray places the processes and tells where they are; masks travel between the peers themselves, as always, and reports
-come back through Ray. A peer whose process or node is lost is started again where there is room, and goes on from its
-checkpoint: the run folder must lie where all nodes see it.
+Ray places the processes and tells where they are; masks travel between the peers directly, as always, and reports come
+back through Ray. A peer whose process or node is lost is restarted where there is room, and resumes from its
+checkpoint: all nodes must see the run folder.
 """
 
 import logging
@@ -30,7 +30,7 @@ CONNECT_SECONDS = 10.0
 
 
 class _Peer:
-    """What runs in an actor's process: one peer in a thread, and what its driver asks it meanwhile."""
+    """What runs in an actor's process: one peer in a thread, and answers to the driver."""
 
     def __init__(self, job: PeerJob) -> None:
         import ray
@@ -45,18 +45,18 @@ class _Peer:
         self._thread.start()
 
     def address(self) -> str:
-        """Return the address that the peer listens on, empty where it ended before."""
+        """Return the address that the peer listens on, empty if it ended before."""
         while self._thread.is_alive() or not self._book.empty():
             with suppress(queue.Empty):
                 return self._book.get(timeout=TICK)
         return ""
 
     def meet(self, addresses: Sequence[str]) -> None:
-        """Learn where all peers are."""
+        """Take the addresses of all peers."""
         self._addresses.put(addresses)
 
     def events(self) -> tuple[list[Event], bool, Failure | None]:
-        """Wait a moment for reports; with them, whether more may come, and why the peer failed if it did."""
+        """Wait a moment for reports; return them, whether more may come, and why the peer failed if it did."""
         alive = self._thread.is_alive()
         taken: list[Event] = []
         with suppress(queue.Empty):
@@ -72,7 +72,7 @@ class _Peer:
     def _run(self) -> None:
         with socket.create_server((self._host, 0)) as free:
             address = f"tcp://{self._host}:{free.getsockname()[1]}"
-        # a peer that comes back is not where its neighbours knew it
+        # a restarted peer has another address than its neighbours know
         job = replace(self._job, listen=address, advertise=address)
         try:
             run_peer(job, Surroundings(self._stop, self._meet, (Call(self._events.put),)))
@@ -88,7 +88,7 @@ class _Peer:
 
 
 def placed(run: RunConfig, *, insecure: bool) -> RunConfig:
-    """Leave a run's addresses to Ray; peers talk under the keys in the run folder, or in clear if ``insecure``."""
+    """Leave a run's addresses to Ray; peers use the keys in the run folder, or talk unencrypted if ``insecure``."""
     return run.model_copy(update={"network": NetworkConfig(security=Security.NONE) if insecure else None})
 
 
@@ -96,14 +96,14 @@ class Ray:
     """The peers of a run as actors of a Ray cluster; see Engine.
 
     ``cluster`` is the cluster's address; without one, that of ``RAY_ADDRESS``, or a cluster on this machine alone.
-    Raises ConfigError without Ray, or where no cluster answers.
+    Raises ConfigError without Ray, or if no cluster answers.
     """
 
     def __init__(self, jobs: Sequence[PeerJob], cluster: str | None = None) -> None:
         # actors work elsewhere
         self._jobs = {job.peer: replace(job, folder=RunFolder(job.folder.path.resolve())) for job in jobs}
         self.met = False
-        self._words = redirect_stdout(sys.stderr)  # Ray tells of lost nodes where the figures go
+        self._words = redirect_stdout(sys.stderr)  # Ray reports lost nodes on stdout
         self._words.__enter__()
         self._ray = _ray(cluster)
         self._actors: dict[int, Any] = {}
@@ -118,18 +118,18 @@ class Ray:
         nodes = sorted(node["NodeID"] for node in self._ray.nodes() if node["Alive"])
         strategies = self._ray.util.scheduling_strategies
         place = strategies.NodeAffinitySchedulingStrategy(nodes[peer % len(nodes)], soft=True)
-        # no share of a node's processors is booked: peers of a node that is lost must find room elsewhere
+        # no processors are reserved: peers of a lost node must find room elsewhere
         actor = self._ray.remote(_Peer).options(num_cpus=0, scheduling_strategy=place)
         self._actors[peer] = actor.remote(self._jobs[peer])
         self._asked[self._actors[peer].address.remote()] = peer
 
     def restart(self, peer: int) -> None:
-        """Start a peer again whose process or node was lost."""
+        """Restart a peer whose process or node was lost."""
         del self._failures[peer]
         self._start(peer)
 
     def events(self, timeout: float) -> list[Event]:
-        """Wait for what peers answer: first their addresses, then reports."""
+        """Wait for the peers' answers: first their addresses, then reports."""
         taken: list[Event] = []
         if not self._asked:
             return taken
@@ -148,7 +148,7 @@ class Ray:
         return taken
 
     def _introduce(self, peer: int, address: str) -> None:
-        """Write a peer's address into the book, empty where it failed; once all are in tell those who wait for it."""
+        """Note a peer's address, empty if it failed; once all are known, tell the peers that wait for them."""
         again = peer in self._book
         if address:
             self._book[peer] = address
@@ -178,7 +178,7 @@ class Ray:
             self._actors[peer].end.remote()
 
     def end(self) -> None:
-        """Let the cluster go, and with it all actors of this run."""
+        """Disconnect from the cluster, which ends all actors of this run."""
         self._ray.shutdown()
         self._words.__exit__(None, None, None)
 

@@ -1,4 +1,4 @@
-"""A run as a whole: its folder made ready, its peers watched and started again, what it ends with."""
+"""A run as a whole: its folder is prepared, its peers are watched and restarted, its outcome is worked out."""
 
 import re
 import threading
@@ -41,21 +41,21 @@ __all__ = ["Outcome", "check_resumable", "run_local"]
 GRACE_SECONDS = 10.0
 """How long peers that were asked to end may take before they are killed."""
 RESTARTS = 5
-"""How often a peer is started again, without a round reported in between, before it is given up."""
+"""How often a peer is restarted, without a round reported in between, before it is given up."""
 BACK_OFF_SECONDS = 0.5
-"""How long a peer that died stays away; twice as long each time."""
+"""How long a restart waits; twice as long each time."""
 TICK = 0.1
 LAST_SECONDS = 2.0
-"""How long reports are taken that are there when all peers have ended."""
+"""How long remaining reports are taken when all peers have ended."""
 COUNTERS = Path("/proc/vmstat")
-"""Where Linux counts, among much else, the processes that it ended for lack of memory."""
+"""Where Linux counts, among other things, the processes that it ended for lack of memory."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """The outcome of a run.
 
-    ``summary`` is None where no peer got as far as a report. ``interrupted``: it was asked to end before its last
+    ``summary`` is None if no peer got as far as a report. ``interrupted``: the run was asked to end before its last
     round. ``failure``: the error that it ends with.
     """
 
@@ -65,7 +65,7 @@ class Outcome:
     failure: DslthError | None = None
 
     def measured(self) -> Summary:
-        """Return the summary; raises the failure, or DslthError, where there is none."""
+        """Return the summary; without one, raises the failure, or DslthError."""
         if self.summary is None:
             raise self.failure or DslthError("the run left no reports")
         return self.summary
@@ -89,17 +89,17 @@ def run_local(
 ) -> Outcome:
     """Run all peers until they are done, or until Ctrl-C: as processes of this machine, or as threads over memory.
 
-    ``faults``, ``method`` and ``surround`` are those of each PeerJob. ``restart``: a peer that dies is started again
-    and goes on from its checkpoint. Without ``orphans`` peers end when this process dies; else they learn on. An
-    ``engine`` has the peers run elsewhere. ``launch`` is kept in the folder for whoever goes on with the run; with its
-    ``curve``, keys are made there.
+    ``faults``, ``method`` and ``surround`` are those of each PeerJob. ``restart``: a peer that dies is restarted and
+    resumes from its checkpoint. Without ``orphans`` peers end when this process dies; else they continue. An ``engine``
+    runs the peers elsewhere. ``launch`` is kept in the folder for resuming the run; with its ``curve``, keys are made
+    there.
 
     Without a ``network`` section peers listen on free ports of the loopback device, so that runs do not collide.
-    Checkpoints are removed once all peers have finished, unless the experiment has them kept.
+    Checkpoints are removed once all peers have finished, unless the experiment keeps them.
 
     The outcome has the error of the first peer that failed, or PeerFailedError for one that was killed; the run folder
-    keeps what was measured, summary included, wherever a peer got as far as its first report. Raises BusyError where
-    another process is at work in the folder, CheckpointError where what is to be gone on with is another run's.
+    keeps what was measured, with a summary if a peer got as far as its first report. Raises BusyError if another
+    process works in the folder, CheckpointError if the folder holds another run.
     """
     make = engine or (Threads if transport == TransportName.MEMORY else partial(Processes, orphans=orphans))
     jobs = [
@@ -139,44 +139,44 @@ def run_local(
 
 
 def _begin(run: RunConfig, topology: Topology, folder: RunFolder, launch: Launch | None) -> bool:
-    """Make a folder ready for a run, or to go on with the one that is there; True where it goes on."""
+    """Prepare a folder for a new run, or for resuming the one in it; return whether it is resumed."""
     resumed = bool(folder.manifest())
     if resumed:
         check_resumable(run, topology, folder)
     if launch is not None and launch.curve and not (folder.path / "keys").is_dir():
         keys.make(folder.path / "keys", range(topology.peers))
-    folder.begin(run, topology, launch, anew=not resumed)
+    folder.begin(run, topology, launch, resumed=resumed)
     return resumed
 
 
 def check_resumable(run: RunConfig, topology: Topology, folder: RunFolder) -> None:
-    """Raise CheckpointError where a folder's run is another one, or has finished and cannot go on to more rounds."""
+    """Raise CheckpointError if a folder's run is another one, or has finished and cannot play more rounds."""
     file = folder.path / "topology.yaml"
     before = config.load(file)
     known = config.identity(before, build(before.graph, before.experiment.seed).digest)
     if differ := [key for key, value in config.identity(run, topology.digest).items() if known.get(key) != value]:
         raise CheckpointError(
             f"{folder.path} belongs to another run: other {', '.join(differ[:3])}; "
-            "leave out what makes it another, or choose another folder with --out"
+            "leave out what differs, or choose another folder with --out"
         )
     peers, done = range(topology.peers), before.experiment.rounds
     kept = all(Checkpoints(folder.checkpoints(peer)).files() for peer in peers)
     if run.experiment.rounds > done and not kept and folder.have_finished(peers, done):
         raise CheckpointError(
             f"{folder.path} has finished its {done} rounds and its checkpoints are removed; "
-            f"begin anew with --rounds {run.experiment.rounds} (experiment.keep_checkpoints: true keeps them)"
+            f"start a new run with --rounds {run.experiment.rounds} (experiment.keep_checkpoints: true keeps them)"
         )
 
 
 def _forget_checkpoints(run: RunConfig, topology: Topology, folder: RunFolder) -> None:
-    """Remove the checkpoints of a run that has finished: no peer needs any of them any more."""
+    """Remove the checkpoints of a run that has finished: no peer needs them any more."""
     if not run.experiment.keep_checkpoints and folder.have_finished(range(topology.peers), run.experiment.rounds):
         for peer in range(topology.peers):
             Checkpoints(folder.checkpoints(peer)).clear()
 
 
 class _Keeper:
-    """Watches over the peers: passes reports on, starts peers again that died, with back-off, and knows when to end."""
+    """Watches over the peers: passes reports on, restarts dead peers with back-off, and knows when to end."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class _Keeper:
         self._waiting: dict[int, float] = {}
 
     def keep(self, stop: threading.Event) -> None:
-        """Watch until all peers have ended, at the latest a while after they were asked to."""
+        """Watch until all peers have ended, or some time after they were asked to."""
         asked: float | None = None
         while self._engine.running() or (asked is None and (self._waiting or self._untended())):
             for event in self._engine.events(TICK):
@@ -217,13 +217,13 @@ class _Keeper:
                 self._watch(event)
 
     def _untended(self) -> dict[int, Failure]:
-        """Return the peers that have died and may be started again, about whom nothing has been decided yet."""
+        """Return the dead peers that may be restarted, and about which nothing has been decided yet."""
         decided = self._waiting.keys() | self._given_up
         failures = self._engine.failures().items()
         return {peer: failure for peer, failure in failures if peer not in decided and self._may_pass(peer, failure)}
 
     def _tend(self) -> None:
-        """Look after those who died: start them again when their time has come."""
+        """Look after dead peers: restart them when their time has come."""
         for peer, failure in self._untended().items():
             self._kills[peer] += failure.killed
             if (rounds := self._rounds_of(peer)) > self._rounds[peer]:
@@ -242,37 +242,37 @@ class _Keeper:
             self._say("restarted", peer)
 
     def _may_pass(self, peer: int, failure: Failure) -> bool:
-        """Return whether a peer may fare better when it is started again; else a person must mend something."""
+        """Return whether a restart may help a peer; else a person must fix something."""
         if failure.exit_code == BusyError.exit_code:  # its lock may outlive a machine that was lost
             return self._tries[peer] > 0
         return failure.exit_code == PeerFailedError.exit_code
 
     def _restarts(self, failure: Failure) -> int:
-        """Return how often a peer is started again: seldom where it was killed before all have begun."""
+        """Return how often a peer is restarted: less often if it was killed before all have begun."""
         if failure.killed and not all(map(self._has_joined, self._peers)):
             return 0 if _oom_kills() > self._oom_kills else 1
         return RESTARTS
 
     def _hopeless(self) -> bool:
-        """Return whether the others need not go on: a person must mend something, or they would wait in vain."""
+        """Return whether the others need not continue: a person must fix something, or they would wait in vain."""
         failures = self._engine.failures()
         if not all(self._may_pass(peer, failure) for peer, failure in failures.items()):
             return True
         return any(not self._engine.met or self._waited_for(peer) for peer in failures.keys() - self._waiting.keys())
 
     def _waited_for(self, peer: int) -> bool:
-        """Return whether the others wait for a peer that does not come: the first time, or without a deadline."""
+        """Return whether the others wait for a peer that does not come: at the start, or without a deadline."""
         experiment = self._experiment
         new = not self._resumed and not self._has_joined(peer)
         return experiment.algorithm.exchange and experiment.mode == Mode.SYNC and (new or experiment.deadline == "none")
 
     def _rounds_of(self, peer: int) -> int:
-        """Read how far a peer ever was from its file: who is killed takes reports along that are under way."""
+        """Read from its file how far a peer ever got: a killed peer's last reports may be lost on their way."""
         said = self._folder.said_by(peer)
         return max((event.round + 1 for event in said if isinstance(event, RoundReport)), default=0)
 
     def _has_joined(self, peer: int) -> bool:
-        """Return whether a peer ever met its neighbours since the launch, by its file as well."""
+        """Return whether a peer has met its neighbours since the launch, according to its file too."""
         if peer not in self._joined:
             said = self._folder.said_by(peer)
             if any(isinstance(event, Joined) and event.time >= self._since for event in said):
@@ -280,7 +280,7 @@ class _Keeper:
         return peer in self._joined
 
     def error(self) -> DslthError | None:
-        """Make the error that the run ends with out of those of its peers: what caused the others, or says most."""
+        """Make the run's error from those of its peers: the one that caused the others, or that says most."""
         failures = self._engine.failures()
         if not failures:
             return None
@@ -312,7 +312,7 @@ class _Keeper:
 
 
 def _oom_kills() -> int:
-    """Read how many processes the kernel has ended for lack of memory since it started; 0 where it does not say."""
+    """Read how many processes the kernel has ended for lack of memory since it started; 0 if it does not say."""
     with suppress(OSError):
         found = re.search(r"^oom_kill (\d+)$", COUNTERS.read_text(), re.MULTILINE)
         return int(found[1]) if found else 0

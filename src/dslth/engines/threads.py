@@ -17,7 +17,7 @@ END_SECONDS = 10.0
 
 
 class Threads:
-    """A thread a peer; see Engine. ``met`` from the start: their addresses are their numbers."""
+    """A thread per peer; see Engine. ``met`` from the start: their addresses are their ids."""
 
     met = True
 
@@ -64,13 +64,13 @@ class Threads:
         return {peer for peer, thread in self._threads.items() if thread.is_alive()}
 
     def restart(self, peer: int) -> None:
-        """Start a peer again that failed."""
+        """Restart a peer that failed."""
         self._threads[peer].join()
         del self._failures[peer]
         self._start(peer)
 
     def ask_to_end(self) -> None:
-        """Set the flag that all peers look at."""
+        """Set the flag that all peers check."""
         self._stop.set()
 
     def end(self) -> None:

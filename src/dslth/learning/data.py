@@ -31,16 +31,16 @@ DEBIAN = Path("/usr/share/datasets")
 TIMEOUT = 20.0
 """Seconds without a byte after which a download is given up."""
 MOST_BYTES = 1 << 28
-"""Of a file, unpacked; the largest there is, CIFAR-10's archive, has 170 MB."""
+"""Of a file, unpacked; the largest, CIFAR-10's archive, has 170 MB."""
 CIFAR10_BATCHES, CIFAR10_BATCH = 5, 10_000
-"""Training batches of the whole CIFAR-10 beside one of test images, and the images of each."""
+"""Training batches of the whole CIFAR-10, which also has one of test images, and the images of each batch."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Images are uint8 (n, channels, height, width), labels int64 (n,) in 0 .. classes-1.
 
-    ``note`` says for the person what is missing of the data set, if anything.
+    ``note`` tells the user what part of the data set is missing, if any.
     """
 
     train_images: Images
@@ -93,9 +93,9 @@ CIFAR10_ARCHIVE = Remote("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.g
 
 
 def load(settings: config.DataConfig, progress: Progress | None = None) -> Dataset:
-    """Read a data set, downloading it first where it is in none of the places that are looked at.
+    """Read a data set, downloading it first if it is in none of its places.
 
-    Those are the data folder (``data.folder``, ``DSLTH_DATA_DIR`` or the user's cache) and its subfolder of the data
+    Those are the data folder (``data.folder``, ``DSLTH_DATA_DIR`` or the user's cache) and its subfolder with the data
     set's name; for MNIST and Fashion-MNIST also Debian's ``/usr/share/datasets``. ``progress(name, done, total)`` is
     called as bytes arrive.
 
@@ -150,7 +150,7 @@ def _idx(settings: config.DataConfig, progress: Progress | None) -> Dataset:
 
 
 def _variant(folder: Path, name: str) -> Path | None:
-    """Find a file gzipped or not."""
+    """Find a file, gzipped or not."""
     return next((path for path in (folder / name, folder / name.removesuffix(".gz")) if path.is_file()), None)
 
 
@@ -194,7 +194,7 @@ def _cifar10(settings: config.DataConfig, progress: Progress | None) -> Dataset:
 
 
 def _missing(folder: Path, train: int, test: int) -> str:
-    """Say what a folder has less than the whole data set: a part of it is a data set, too."""
+    """Return a note on what a folder lacks of the whole data set: a part of it can be learned from, too."""
     left = [max(0, CIFAR10_BATCHES * CIFAR10_BATCH - train), max(0, CIFAR10_BATCH - test)]
     if not any(left):
         return ""
@@ -238,7 +238,7 @@ def _read_cifar_python(path: Path) -> tuple[Images, Labels]:
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """Unpack the batches, and only them, out of the downloaded archive."""
+    """Unpack the batches, and nothing else, from the downloaded archive."""
     inner, train, test = _BINARY
     wanted = {train.format(i + 1) for i in range(CIFAR10_BATCHES)} | {test}
     batches: dict[str, bytes] = {}
@@ -260,7 +260,7 @@ def _extract(archive: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """What a data set's images are (channels, height, width), and how it is read; ``read`` raises DataError."""
+    """The shape of a data set's images (channels, height, width), and how it is read; ``read`` raises DataError."""
 
     shape: tuple[int, int, int]
     read: Callable[[config.DataConfig, Progress | None], Dataset]
@@ -286,7 +286,7 @@ def download(remote: Remote, folder: Path, name: str, progress: Progress | None 
 
     A file that is there already is kept when its MD5 is right.
 
-    Raises DataError that says where the file can be put by hand.
+    Raises DataError, which says where to put the file by hand.
     """
     target = folder / remote.name
     if target.is_file():

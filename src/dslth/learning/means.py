@@ -1,7 +1,7 @@
 """How a peer averages its neighbours' masks to ``a``: the registry of means.
 
-A mean takes the masks of the neighbours that are there, one list of layers each, and the peer's own mask; all are
-float32 tensors of 0 and 1. It returns ``a``, per layer, in [0, 1]; zeros where there are no masks.
+A mean takes the masks that neighbours sent, one list of layers each, and the peer's own mask; all are float32 tensors
+of 0 and 1. It returns ``a``, per layer, in [0, 1]; zeros if there are no masks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +28,13 @@ def trimmed(masks: Sequence[Layers], own: Layers) -> list[Tensor]:
 
 
 def median(masks: Sequence[Layers], own: Layers) -> list[Tensor]:
-    """Take, at each weight, the vote of most; one half where there are as many for it as against it."""
+    """Take, at each weight, the vote of the majority; one half if as many are for it as against it."""
     count = len(masks)
     return [(2 * n > count).float() + 0.5 * (2 * n == count) for n in _votes(masks)] if masks else _zeros(own)
 
 
 def similar(masks: Sequence[Layers], own: Layers) -> list[Tensor]:
-    """Weigh a neighbour by how much more its mask agrees with the ``own`` one than chance would have it."""
+    """Weigh a neighbour by how much more its mask agrees with the ``own`` one than by chance."""
     weights = [max(0.0, _agreement(mask, own)) for mask in masks]
     total = sum(weights)
     if not total:
@@ -49,7 +49,7 @@ MEANS: Mapping[MeanName, Mean] = {
     MeanName.MEDIAN: median,
     MeanName.SIMILAR: similar,
 }
-"""All means by the name that ``experiment.algorithm.mean`` has for them."""
+"""All means by their names in ``experiment.algorithm.mean``."""
 if MEANS.keys() != set(MeanName):
     raise AssertionError("means and their names differ")
 
@@ -69,7 +69,7 @@ def _zeros(layers: Layers) -> list[Tensor]:
 
 
 def _agreement(a: Layers, b: Layers) -> float:
-    """Return Cohen's kappa of two masks over all layers: 1 where they are the same, 0 where no more than by chance."""
+    """Return Cohen's kappa of two masks over all layers: 1 if they are the same, 0 if they agree only by chance."""
     alike = sum(float((x == y).sum()) for x, y in zip(a, b, strict=True))
     chance = sum(
         float(x.sum() * y.sum() + (x.numel() - x.sum()) * (y.numel() - y.sum())) / x.numel()

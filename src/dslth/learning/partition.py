@@ -19,7 +19,7 @@ Indices = NDArray[np.int64]
 class Partition:
     """Sample indices: ``train[i]`` and ``test[i]`` of peer i, ``common`` the test set that all peers share.
 
-    ``note`` says, where it holds, that a counts table was scaled down to the data.
+    ``note`` says if a counts table was scaled down to the data.
     """
 
     train: tuple[Indices, ...]
@@ -31,10 +31,10 @@ class Partition:
 def split(
     data: config.DataConfig, peers: int, seed: int, train_labels: Indices, test_labels: Indices, classes: int
 ) -> Partition:
-    """Share the samples out, the same way for the same seed.
+    """Divide the samples among the peers, in the same way for the same seed.
 
-    Raises DataError where a peer would get no training or no test sample, ConfigError where a counts table does not
-    fit the number of peers or classes.
+    Raises DataError if a peer would get no training or no test sample, ConfigError if a counts table does not fit the
+    number of peers or classes.
     """
     pools = _by_class(train_labels, classes, Stream(seed, "partition", "train"))
     partition = data.partition
@@ -64,7 +64,7 @@ def _by_class(labels: Indices, classes: int, stream: Stream) -> list[Indices]:
 
 
 def _counts(partition: config.PartitionConfig, peers: int, available: Indices, stream: Stream) -> tuple[Indices, str]:
-    """Return the number of training samples, a row a peer, a column a class."""
+    """Return the numbers of training samples, a row per peer, a column per class."""
     classes = len(available)
     match partition:
         case config.IidPartition():
@@ -81,13 +81,13 @@ def _counts(partition: config.PartitionConfig, peers: int, available: Indices, s
 
 
 def _whole(shares: NDArray[np.float64], available: Indices) -> Indices:
-    """Round shares of each class to whole samples so that nothing is handed out twice and nothing is lost."""
+    """Round shares of each class to whole samples so that none is given twice and none is lost."""
     ends = np.rint(shares.cumsum(0) * available).astype(np.int64)
     return np.diff(ends, axis=0, prepend=0)
 
 
 def _deal(peers: int, classes: int, each: int, stream: Stream) -> NDArray[np.float64]:
-    """Deal ``each`` classes to every peer, always the ones with fewest owners so far, ties in random order."""
+    """Deal ``each`` classes to every peer, always those with the fewest owners so far, ties in random order."""
     if each > classes:
         raise ConfigError(f"experiment.data.partition.classes_per_peer: {each}, but there are {classes} classes")
     owns = np.zeros((peers, classes))
@@ -118,7 +118,7 @@ def _scaled(partition: config.CountsPartition, peers: int, available: Indices) -
 
 
 def _alike(counts: Indices, pools: Sequence[Indices], at_most: int, peer: int) -> Indices:
-    """Take test samples in the class proportions of ``counts``, as many as there are up to ``at_most``."""
+    """Take test samples in the class proportions of ``counts``, as many as possible up to ``at_most``."""
     shares = counts / counts.sum()
     held = [int(c) for c in np.flatnonzero(counts)]
     total = int(min(at_most, *(len(pools[c]) / shares[c] for c in held)) + 1e-9)

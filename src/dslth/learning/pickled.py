@@ -1,7 +1,7 @@
-"""A CIFAR-10 batch out of its pickle, without unpickling: nothing that the file asks for is looked up, called or built.
+"""A CIFAR-10 batch from its pickle, without unpickling: nothing that the file asks for is looked up, called or built.
 
-Its opcodes are read one by one. Numbers, texts and containers become what they stand for; a call stays a description of
-itself, which is compared with the one that the data set has. What the data set does not have is refused.
+Its opcodes are read one by one. Numbers, texts and containers become what they stand for; a call is only described, and
+the description compared with the calls in a real batch. Anything that a real batch does not contain is refused.
 """
 
 import pickletools
@@ -28,7 +28,7 @@ class _Name(StrEnum):
 
 @dataclass
 class _Call:
-    """A call that is never made, and the state that what it returns would be given."""
+    """A call that is never made, and the state that its result would be given."""
 
     name: _Name
     arguments: Any
@@ -37,7 +37,7 @@ class _Call:
 
 @dataclass
 class _Dict:
-    """A dictionary, as its keys and values in turn."""
+    """A dictionary, as alternating keys and values."""
 
     items: list[Any] = field(default_factory=list)
 
@@ -45,9 +45,9 @@ class _Dict:
 def read_batch(content: bytes, width: int) -> tuple[bytes, list[int]]:
     """Read the bytes of ``data``, a uint8 array of ``width`` columns, and ``labels``, a whole number for each row.
 
-    Protocols 2 to 4: as Python 2 and its numpy wrote the official files, or as later ones wrote them again.
+    Protocols 2 to 4: as Python 2 and its numpy wrote the official files, or as later versions wrote them again.
 
-    Raises ValueError, which says what is wrong and at which byte, but not what stands there.
+    Raises ValueError, which says what is wrong and at which byte, but does not quote the file.
     """
     batch = _Machine().run(content)
     found = dict(zip(batch.items[::2], batch.items[1::2], strict=True)) if _is_named(batch) else {}
@@ -75,7 +75,7 @@ def _is_named(batch: Any) -> bool:
 
 
 class _Machine:
-    """What the opcodes work on: a stack, the stacks below its marks, and what is to be had again."""
+    """What the opcodes work on: a stack, the stacks below its marks, and the memo."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
@@ -104,7 +104,7 @@ class _Machine:
         self._stack.append(value)
 
     def text(self, text: str) -> None:
-        """Put a text on the stack, as bytes whichever kind of text it is."""
+        """Put a text on the stack as bytes, whatever kind of text it is."""
         self._stack.append(text.encode("latin-1"))
 
     def mark(self) -> None:
@@ -113,7 +113,7 @@ class _Machine:
         self._stack = []
 
     def marked(self) -> list[Any]:
-        """Take all since the last mark."""
+        """Take everything since the last mark."""
         taken, self._stack = self._stack, self._below.pop()
         return taken
 
@@ -129,18 +129,18 @@ class _Machine:
         into.extend(values)
 
     def fill(self, items: Sequence[Any]) -> None:
-        """Add keys and values in turn to the dictionary on top."""
+        """Add alternating keys and values to the dictionary on top."""
         into = self._stack[-1]
         if not isinstance(into, _Dict) or len(items) % 2:
             raise TypeError
         into.items.extend(items)
 
     def keep(self, place: int | None) -> None:
-        """Remember what is on top; without a place at the next one."""
+        """Remember what is on top, at a place in the memo; by default the next one."""
         self._memo[len(self._memo) if place is None else place] = self._stack[-1]
 
     def get(self, place: int) -> None:
-        """Have again what was remembered."""
+        """Put a remembered value on the stack."""
         self.push(self._memo[place])
 
     def name(self, words: str) -> None:
@@ -151,7 +151,7 @@ class _Machine:
             raise _AsksForCodeError from None
 
     def reduce(self) -> None:
-        """Note down a call; bytes that Python 3 wrote as a text to be encoded are those bytes."""
+        """Describe a call; one that only encodes a text, as Python 3 writes Python 2's bytes, becomes those bytes."""
         name, arguments = self.taken(2)
         match name, arguments:
             case _Name.ENCODE, (bytes(text), b"latin1"):
@@ -162,7 +162,7 @@ class _Machine:
                 raise _AsksForCodeError
 
     def build(self) -> None:
-        """Note down the state that what a call returns is given."""
+        """Describe the state that a call's result is given."""
         (state,) = self.taken(1)
         call = self._stack[-1]
         if not isinstance(call, _Call):
@@ -171,7 +171,7 @@ class _Machine:
 
 
 class _AsksForCodeError(Exception):
-    """The pickle would have something run that no batch has."""
+    """The pickle asks for a call that no batch contains."""
 
 
 _OPCODES: Mapping[str, Callable[[_Machine, Any], None]] = {

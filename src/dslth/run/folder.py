@@ -149,10 +149,10 @@ class RunFolder:
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def begin(self, run: RunConfig, topology: Topology, launch: Launch | None = None, *, anew: bool = True) -> None:
+    def begin(self, run: RunConfig, topology: Topology, launch: Launch | None = None, *, resumed: bool = False) -> None:
         """Write manifest and topology, the graph as its edges; raises OutputError.
 
-        If ``anew`` is False, the manifest is kept, and the time of resuming added.
+        ``resumed``: the manifest is kept, and the time of resuming added.
         """
         manifest = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,7 +164,7 @@ class RunFolder:
             "versions": {"python": platform.python_version()} | {name: version(name) for name in VERSIONS_OF},
             "machine": {"system": platform.platform(), "processors": os.cpu_count()},
         }
-        if not anew and (launches := self.launches()):
+        if resumed and (launches := self.launches()):
             before = self.manifest()
             manifest |= {key: before[key] for key in ("started", "launched", "command") if key in before}
             manifest["resumed"] = [*launches[1:], time.time()]
@@ -223,7 +223,7 @@ class RunFolder:
             if mine:
                 found[_number(path)] = mine
         if not found:
-            raise MissingFileError(f"{self.path} is no run folder: it has no peers/peer-*.jsonl with reports")
+            raise MissingFileError(f"{self.path} is not a run folder: it has no peers/peer-*.jsonl with reports")
         return found, others
 
     def have_finished(self, peers: Iterable[int], rounds: int) -> bool:

@@ -1,4 +1,4 @@
-"""The interface that the peer loop needs: small enough that a test can write one in a page."""
+"""The interface that the peer loop needs: small enough that a test can implement it in a page."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ __all__ = ["Delivery", "LinkBytes", "Transport"]
 
 @dataclass(frozen=True)
 class Delivery:
-    """A message that arrived; ``message`` is None where it was not one frame, as all of ours are.
+    """A message that arrived; ``message`` is None if it was not a single frame, as all of dslth's are.
 
-    ``route`` is where an answer goes. ``answer_of`` is the neighbour whose own listening address it came from: only
+    ``route`` is where an answer goes. ``answer_of`` is the neighbour from whose own listening address it came: only
     answers on a connection that this peer opened have one, so nobody else can forge it. ``speaker`` is the peer whose
     key the connection proved, None on a transport that is not authenticated.
     """
@@ -36,27 +36,27 @@ class Transport(Protocol):
     authenticated: bool
 
     def listen(self, address: str) -> str:
-        """Listen and give the address with the real port; AddressError where that is not possible."""
+        """Listen and return the address with the real port; raises AddressError if that is not possible."""
 
     def connect(self, neighbour: int, address: str) -> None:
-        """Open the edge to a neighbour, or let it lead elsewhere; the neighbour need not be there yet.
+        """Open the edge to a neighbour, or move it to another address; the neighbour need not listen yet.
 
-        Raises AddressError where no neighbour can be at that address.
+        Raises AddressError if no neighbour can be at that address.
         """
 
     def send(self, neighbour: int, message: bytes) -> bool:
-        """Hand a message over, never waiting; False where the neighbour is not connected, or its queue is full."""
+        """Hand over a message without waiting; False if the neighbour is not connected, or its queue is full."""
 
     def answer(self, route: Hashable, message: bytes) -> bool:
-        """Hand over an answer to a delivery; False where whoever sent it is gone."""
+        """Hand over an answer to a delivery; False if its sender is gone."""
 
     def receive(self, timeout: float) -> Delivery | None:
-        """Wait up to ``timeout`` seconds for a message; None without one, and early where a connection opened."""
+        """Wait up to ``timeout`` seconds for a message; None without one, and early if a connection opened."""
 
     def opened(self) -> list[int]:
-        """Return the neighbours to whom a connection was opened, for the first time or again, since the last call.
+        """Return the neighbours to which a connection was opened, for the first time or again, since the last call.
 
-        What was sent before may be lost.
+        What was sent before that may be lost.
         """
 
     def connected(self) -> frozenset[int]:
@@ -66,13 +66,13 @@ class Transport(Protocol):
         """Count what was refused before it became a message, by reason, since the start."""
 
     def identify(self, route: Hashable, neighbour: int) -> None:
-        """Learn that a delivery came from a neighbour, so that its connection's bytes count to that edge."""
+        """Note that a delivery came from a neighbour, so that its connection's bytes count for that edge."""
 
     def host_of(self, route: Hashable) -> str | None:
-        """Return the host that a delivery came from, None where that is not known."""
+        """Return the host that a delivery came from, None if it is not known."""
 
     def link_bytes(self) -> dict[int, LinkBytes] | None:
-        """Read the counters of each edge; None where there is no link to count on."""
+        """Read the counters of each edge; None if the transport has none."""
 
     def close(self) -> None:
-        """Send what is still queued, for a moment, and let everything go."""
+        """Take a moment to send what is still queued, and close everything."""

@@ -1,4 +1,4 @@
-"""A network that loses, delays, doubles, swaps and damages messages: for tests, and for people who wonder."""
+"""A network that loses, delays, doubles, swaps and damages messages: for tests, and for ``--faults``."""
 
 import heapq
 import re
@@ -14,13 +14,13 @@ from dslth.transport.base import Delivery, LinkBytes, Transport
 __all__ = ["OVERTAKEN_SECONDS", "Faults", "FaultyTransport", "damaged", "parse"]
 
 OVERTAKEN_SECONDS = 0.1
-"""How much later than others a message leaves that is to be overtaken."""
+"""How much later than others an overtaken message leaves."""
 NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?"
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What happens to messages: the share that is lost, doubled, overtaken, damaged; ``delay`` of each in seconds."""
+    """Shares of messages that are lost, doubled, overtaken, damaged; ``delay`` of each message in seconds."""
 
     drop: float = 0.0
     delay: float = 0.0
@@ -67,9 +67,9 @@ def _seconds(text: str) -> float:
 
 
 class FaultyTransport:
-    """A transport whose outgoing messages, answers too, suffer from faults; see Transport.
+    """A transport that applies faults to outgoing messages, answers included; see Transport.
 
-    The stream decides message by message, so that the same messages in the same order suffer the same. A message that
+    The stream decides message by message: the same messages in the same order meet the same faults. A message that
     is held back leaves when its time has come and the peer next sends or receives; at the end all leave.
     """
 

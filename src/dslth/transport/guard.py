@@ -1,10 +1,10 @@
 """Bounds on what others can take from a peer, where libzmq sets none.
 
-libzmq bounds the size of a frame. It bounds neither the frames of a message that never ends, which it keeps until the
-last one is there, nor the number of connections; and its bound on waiting messages may not be used: a connection whose
-input it has stopped ends the whole process when that connection breaks at the wrong moment (an assertion in libzmq). A
-thread of the peer's watches all of it from outside: what the kernel received on each connection, less what the peer was
-given from it.
+libzmq bounds the size of a frame. It bounds neither the number of frames of a message, which it keeps until the last
+one has come, nor the number of connections; and its bound on waiting messages must not be used: a connection whose
+input it has stopped ends the whole process if that connection breaks at the wrong moment (an assertion in libzmq). A
+thread of the peer watches all of this from outside: the bytes that the kernel received on each connection, minus those
+that the peer was given.
 """
 
 import threading
@@ -20,17 +20,17 @@ from dslth.transport.tcp import Connection
 __all__ = ["EVENTS", "Guard"]
 
 STRANGERS = 32
-"""Connections that may be open at once and have not said who they are, besides two for each neighbour."""
+"""Unidentified connections that may be open at once, besides two for each neighbour."""
 PER_NEIGHBOUR = 2
-"""Connections of one neighbour that may be open at once: the one in use, and one that it does not know to be dead."""
+"""Connections of one neighbour that may be open at once: the one in use, and one that is dead without notice."""
 PATIENCE = 4
-"""How many times as much a neighbour may have waiting here as a stranger: one that is faster sends ahead."""
+"""How many times as much as a stranger a neighbour may have waiting here: a faster one sends ahead."""
 CURVE = 33
 """Bytes that CURVE adds to a frame: a name, a nonce, flags and a seal."""
 LOOK_SECONDS = 0.05
-"""How often the connections are looked at; what a connection can send in that time is held beyond the bound."""
+"""Seconds between two checks of the connections; what arrives in between may exceed the bound."""
 LOOK_SHARE = 0.1
-"""Share of a processor that looking may take, at most: a thousand connections are looked at less often."""
+"""Share of a processor that the checks may take, at most: a thousand connections are checked less often."""
 
 EVENTS = (
     zmq.EVENT_ACCEPTED
@@ -40,11 +40,11 @@ EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_MONITOR_STOPPED
 )
-"""What the guard wants to hear of a listening socket."""
+"""The events of a listening socket that the guard needs."""
 
 
 class _Watched:
-    """A connection: whose it is (None: nobody knows yet), and the bytes of its messages that the peer was given."""
+    """A connection: whose it is (None: not known yet), and the bytes of its messages that the peer was given."""
 
     def __init__(self, fd: int, neighbour: int | None = None) -> None:
         self.connection = Connection(fd)
@@ -53,16 +53,16 @@ class _Watched:
 
 
 class Guard:
-    """Watches the connections to a listening ``port`` by its ``monitor``, which is the guard's own from here on.
+    """Watches the connections to a listening ``port`` through its ``monitor``, which belongs to the guard from then on.
 
-    It watches those that the peer opened, too, as it is told of them. A connection that holds more than ``most_held``
-    bytes of unfinished or waiting messages is cut off (a neighbour's: four times as many), and so is the oldest that
-    has not said who it is where there are too many of those, and the oldest of a neighbour that has more than two.
-    ``neighbours`` is how many may be on their way in.
+    It also watches those that the peer opened, once it is told. It cuts off a connection that holds more than
+    ``most_held`` bytes of unfinished or waiting messages (a neighbour's: four times as many), the oldest unidentified
+    connection if there are too many of those, and the oldest of a neighbour with more than two. ``neighbours`` is how
+    many neighbours may connect.
 
-    Connections whose handshake comes to nothing are counted as ``bad-handshake``; with ``keys`` as ``no-key`` where
-    none was shown. One that ends before it has said a whole message is ``broken-off`` where libzmq does not say why: it
-    sent a frame over the bound, or what is no ZMTP.
+    A connection whose handshake fails is counted as ``bad-handshake``; with ``keys``, as ``no-key`` if none was shown.
+    One that ends before its first complete message is ``broken-off`` if libzmq does not say why: it sent a frame over
+    the bound, or something that is not ZMTP.
     """
 
     def __init__(self, monitor: "zmq.Socket[bytes]", port: int, most_held: int, *, keys: bool, neighbours: int) -> None:
@@ -81,12 +81,12 @@ class Guard:
         self._thread.start()
 
     def opened(self, fd: int, neighbour: int) -> None:
-        """Learn of a connection that the peer itself opened to a neighbour."""
+        """Note a connection that the peer itself opened to a neighbour."""
         with self._lock:
             self._opened[fd] = _Watched(fd, neighbour)
 
     def delivered(self, fd: int, frames: Sequence[int], *, opened: bool = False) -> None:
-        """Learn that the peer was given a message, by the lengths of its frames.
+        """Note that the peer was given a message, by the lengths of its frames.
 
         ``opened``: it came on a connection that the peer itself opened.
         """
@@ -96,13 +96,13 @@ class Guard:
                 watched.given += sum(_on_the_wire(frame, keys=self._keys) for frame in frames)
 
     def identified(self, fd: int, neighbour: int) -> None:
-        """Learn that an accepted connection is a neighbour's."""
+        """Note that an accepted connection is a neighbour's."""
         with self._lock:
             self._accepted(fd).neighbour = neighbour
             self._bound(neighbour)
 
     def _accepted(self, fd: int) -> _Watched:
-        """Return the connection of a descriptor; its words may be here before the monitor has told of it."""
+        """Return the connection of a descriptor; its messages may come before the monitor reports it."""
         return self._open.get(fd) or self._early.setdefault(fd, _Watched(fd))
 
     def refused(self) -> Mapping[str, int]:
@@ -111,7 +111,7 @@ class Guard:
             return dict(self._refused)
 
     def join(self) -> None:
-        """Wait until the monitor has said that it stopped."""
+        """Wait until the monitor has reported that it stopped."""
         self._thread.join()
 
     def _watch(self) -> None:
@@ -138,22 +138,22 @@ class Guard:
                 ends = accepted.connection.ends
                 if early and early.connection.ends == ends:
                     accepted = early
-                if ends is not None and ends[0][1] != self._port:  # gone by now, and its number another connection's
+                if ends is not None and ends[0][1] != self._port:  # gone, and its number now another connection's
                     return
                 self._open[value] = accepted
                 self._bound(accepted.neighbour)
-            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:  # of the connection whose end is said next
+            case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:  # of the connection whose end is reported next
                 mismatch = value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
                 self._failing = self._no_key if mismatch else "bad-handshake"
             case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # likewise
                 self._failing = self._no_key
-            case zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # its end comes later; who asked for its key has counted it
+            case zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # its end comes later; the gate has counted it
                 self._denied += 1
             case zmq.EVENT_DISCONNECTED:
                 self._ended(value)
 
     def _bound(self, neighbour: int | None) -> None:
-        """Cut off the oldest connection of a neighbour, or of those who are nobody yet, where there are too many."""
+        """Cut off the oldest connection of a neighbour, or of the unidentified ones, if there are too many."""
         theirs = [fd for fd, accepted in self._open.items() if accepted.neighbour == neighbour]
         if len(theirs) > (STRANGERS + 2 * self._neighbours if neighbour is None else PER_NEIGHBOUR):
             self._cut_off(theirs[0], "too-many-connections")
@@ -189,7 +189,7 @@ class Guard:
         return watched.connection.taken - watched.given > patience * self._most_held
 
     def _cut_off(self, fd: int, reason: str) -> None:
-        if self._open[fd].connection.cut():  # else at the next look
+        if self._open[fd].connection.cut():  # else at the next check
             del self._open[fd]
             self._cut.add(fd)
             self._refused[reason] += 1

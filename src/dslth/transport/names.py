@@ -1,6 +1,6 @@
-"""Host names to numbers, without waiting: a name server that is slow or silent holds up nobody.
+"""Host names to IP addresses, without waiting: a slow or silent name server delays nobody.
 
-libzmq looks names up in the one thread that also moves every peer's bytes; so it is given numbers only.
+libzmq looks names up in the one thread that also moves every peer's bytes, so it is given numeric addresses only.
 """
 
 import socket
@@ -14,11 +14,11 @@ __all__ = ["Names", "resolve"]
 AT_ONCE = 16
 """Names that are looked up at the same time, at most."""
 AGAIN_SECONDS = (1.0, 10.0)
-"""How long after an answer, or none, a name is looked up again: twice as long each time, up to the second figure."""
+"""How long after an answer, or none, a name is looked up again: twice as long each time, up to the second number."""
 
 
 def resolve(host: str) -> Sequence[str]:
-    """Return the IPv4 numbers of a host as the system finds them, none where it finds none; may take long."""
+    """Return the IPv4 addresses of a host that the system finds, if any; may take long."""
     with suppress(OSError, UnicodeError):
         found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
         return list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -26,7 +26,7 @@ def resolve(host: str) -> Sequence[str]:
 
 
 class _Name:
-    """What is known of a name: its numbers, when to ask again, and how long to wait after that."""
+    """What is known about a name: its addresses, when to ask again, and how long to wait after that."""
 
     def __init__(self) -> None:
         self.numbers: Sequence[str] = []
@@ -34,7 +34,7 @@ class _Name:
 
 
 class Names:
-    """Names and their numbers; ``look_up`` asks for one name, in a thread of its own, and may take its time."""
+    """Names and their addresses; ``look_up`` asks for one name, in a thread of its own, and may take long."""
 
     def __init__(self, look_up: Callable[[str], Sequence[str]] = resolve) -> None:
         self._look_up = look_up
@@ -42,19 +42,19 @@ class Names:
         self._known: dict[str, _Name] = {}
 
     def numbers(self, host: str) -> Sequence[str]:
-        """Return the numbers of a host as far as they are known by now; asks again in the background."""
+        """Return the addresses of a host that are known by now; asks again in the background."""
         with self._lock:
             name = self._known.setdefault(host, _Name())
             asking = sum(other.asking for other in self._known.values())
             if not name.asking and asking < AT_ONCE and time.monotonic() >= name.asks_at:
-                with suppress(RuntimeError):  # no thread is to be had: later
-                    # a daemon: no process stays for the sake of a name server that does not answer
+                with suppress(RuntimeError):  # no thread can be started: later
+                    # a daemon: a name server that does not answer must not keep the process alive
                     threading.Thread(target=self._ask, args=(host, name), name="dslth-names", daemon=True).start()
                     name.asking = True
             return name.numbers
 
     def fresh(self, host: str) -> None:
-        """Ask for a name at once when it is next wanted: what it stood for worked until now."""
+        """Ask for a name without delay when it is next needed: its address worked until now."""
         with self._lock:
             if host in self._known:
                 self._known[host].asks_at, self._known[host].pause = 0.0, AGAIN_SECONDS[0]

@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection whose file descriptor libzmq owns."""
+"""What the kernel knows about a TCP connection whose file descriptor libzmq owns."""
 
 import errno
 import fcntl
@@ -17,8 +17,8 @@ _TCP_INFO_SIZE = 216
 class Connection:
     """One TCP connection; ``sent`` and ``received`` are the kernel's byte counters, ``taken`` what libzmq has read.
 
-    libzmq may close the descriptor at any time and the number may come back as another connection; the addresses at
-    both ends tell. What was read last stays.
+    libzmq may close the descriptor at any time, and its number may become another connection's; the addresses at both
+    ends show that. The counters that were read last stay.
     """
 
     def __init__(self, fd: int) -> None:
@@ -27,13 +27,13 @@ class Connection:
         self.refresh()
 
     def refresh(self) -> bool:
-        """Read the counters; False where the connection is gone."""
+        """Read the counters; False if the connection is gone."""
         try:
             with self._lent() as lent:
                 info = lent.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
                 (waiting,) = struct.unpack("=i", fcntl.ioctl(lent, termios.FIONREAD, bytes(4)))
         except OSError as error:
-            return error.errno in (errno.EMFILE, errno.ENFILE)  # no descriptor to look at it by: it may well be there
+            return error.errno in (errno.EMFILE, errno.ENFILE)  # no free descriptor to check with: it may be open
         if len(info) >= _TCP_INFO_SIZE:
             sent, again = struct.unpack_from("=QQ", info, _BYTES_SENT)
             self.sent = sent - again
@@ -42,9 +42,9 @@ class Connection:
         return True
 
     def cut(self) -> bool:
-        """End the connection: libzmq finds it closed by the other end, which is told at once, also in a full window.
+        """End the connection: both ends see it closed, the other one at once even if its window is full.
 
-        Return False where no descriptor is to be had to do it by.
+        Return False if there is no free descriptor to do it with.
         """
         try:
             with self._lent() as lent:
@@ -55,9 +55,9 @@ class Connection:
         return True
 
     def _lent(self) -> socket.socket:
-        """Lend the connection by a descriptor of our own, which stays the same connection whatever libzmq does.
+        """Open the connection with a descriptor of our own, which stays valid whatever libzmq does.
 
-        Raises OSError where it is gone or reset.
+        Raises OSError if it is gone or reset.
         """
         own = os.dup(self.fd)
         try:
@@ -67,11 +67,11 @@ class Connection:
             raise
         try:
             if lent.family not in (socket.AF_INET, socket.AF_INET6):
-                raise ConnectionError("the descriptor is another kind of socket's now")
+                raise ConnectionError("the descriptor now belongs to another kind of socket")
             ends = lent.getsockname()[:2], lent.getpeername()[:2]
             self.ends = self.ends or ends
             if ends != self.ends:
-                raise ConnectionError("another connection has the descriptor now")
+                raise ConnectionError("the descriptor now belongs to another connection")
         except OSError:
             lent.close()
             raise

@@ -1,4 +1,4 @@
-"""Who comes in where keys are needed: the neighbours' keys and no others, each as the peer that it belongs to."""
+"""Admission by key: the neighbours' keys and no others, each as the peer that it belongs to."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ DOMAIN = "dslth"
 class Gate(ThreadAuthenticator):
     """Answers libzmq's questions about keys (ZAP), from a thread of its own until ``stop``.
 
-    ``neighbours`` are the public keys that come in, by peer; what is received from them carries the peer's id as
+    ``neighbours`` are the public keys that are admitted, by peer; messages from them carry the peer's id as
     ``User-Id``. ``unknown`` counts the others.
     """
 
@@ -25,7 +25,7 @@ class Gate(ThreadAuthenticator):
         self.start()
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Return whether a key (Z85) comes in."""
+        """Return whether a key (Z85) is admitted."""
         known = key in self._peers
         self.unknown += not known
         return known

@@ -27,17 +27,17 @@ __all__ = ["ZeroMqTransport"]
 QUEUE = 16
 """Messages kept for one neighbour at most; a peer is never more than a round ahead of another."""
 HANDSHAKE_MS = 10_000
-"""How long a connection may take until it speaks ZMTP; a process that is stopped accepts TCP and no more."""
+"""How long a connection may take until it speaks ZMTP; a stopped process accepts TCP but does no more."""
 SILENT_SECONDS = 15
-"""A host that has not answered TCP for so long is gone, and its connection closed."""
+"""After this long without an answer to TCP a host counts as gone, and its connection is closed."""
 LINGER_MS = 2_000
 RECONNECT_MS = (100, 2_000)
 ENCRYPTION = 64
 """Bytes that CURVE adds to a frame, at most (in practice 33)."""
 HELD = 8
-"""Largest messages that a connection may have waiting here, the one that is not whole yet among them."""
+"""Largest messages that a connection may have waiting here, incomplete ones included."""
 NAMES_SECONDS = 0.2
-"""How often the numbers of names are looked at while a connection is wanted."""
+"""Seconds between two checks of a name's addresses while a connection is wanted."""
 COUNT_SHARE = 0.02
 """Share of a processor that reading the kernel's counters while waiting may take, at most."""
 
@@ -52,7 +52,7 @@ class _Route(NamedTuple):
 class _Line:
     """The way to one neighbour.
 
-    ``endpoint`` is where ZeroMQ connects to, with the host's number, None while that is not known; ``name`` is the
+    ``endpoint`` is where ZeroMQ connects to, with the host's IP address, None while that is not known; ``name`` is the
     connecting ROUTER's name for it. ``up``: the handshake is done and the connection not broken.
     """
 
@@ -76,10 +76,10 @@ def _is_number(host: str) -> bool:
 class ZeroMqTransport:
     """One peer's sockets; see Transport.
 
-    ``max_message`` bounds a frame: libzmq cuts off whoever sends more. With ``keys`` every connection is encrypted and
-    proves at both ends who it is (CURVE); without them anyone may connect. ``refused`` counts by ``unknown-key``,
+    ``max_message`` bounds a frame: libzmq cuts off senders of more. With ``keys`` every connection is encrypted, and
+    both ends prove who they are (CURVE); without them anyone may connect. ``refused`` counts by ``unknown-key``,
     ``no-key``, ``bad-handshake``, ``broken-off``, ``flood`` and ``too-many-connections``. ``neighbours`` is how many
-    may come, ``names`` finds the numbers of hosts.
+    may connect, ``names`` finds the IP addresses of hosts.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ZeroMqTransport:
             self._listening.setsockopt(zmq.CURVE_SERVER, 1)
             self._listening.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
             self._listening.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
-            self._listening.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without the gate nobody comes in
+            self._listening.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without the gate nobody is admitted
             self._connecting.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
             self._connecting.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
         events = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -119,7 +119,7 @@ class ZeroMqTransport:
 
     def _router(self) -> "zmq.Socket[bytes]":
         made = self._context.socket(zmq.ROUTER)
-        made.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a message for someone gone is an error, not a silent loss
+        made.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a message to a peer that is gone is an error, not a silent loss
         made.setsockopt(zmq.ROUTER_HANDOVER, 0)  # no one can take another's name
         made.setsockopt(zmq.LINGER, LINGER_MS)
         made.setsockopt(zmq.SNDHWM, QUEUE)
@@ -174,12 +174,12 @@ class ZeroMqTransport:
         old, line = self._lines.get(neighbour), _Line(neighbour, found[1], int(found[2]))
         if _is_number(line.host):
             self._make_way(line, line.host)
-        if old:  # it listens elsewhere now
+        if old:  # it now listens elsewhere
             self.link_bytes()
             self._let_go(old)
         self._lines[neighbour] = line
         self._connections.setdefault(neighbour, [])
-        # who moves is looked for less eagerly: it may have been told to a peer to have it knock at a stranger's door
+        # retries after a move are slower: the new address may be a lie that makes this peer connect to a stranger
         self._connecting.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS[1 if old else 0])
         if _is_number(line.host):
             self._reach(line, line.host)
@@ -187,16 +187,16 @@ class ZeroMqTransport:
             self._find(line)
 
     def _find(self, line: _Line) -> None:
-        """Connect to where a neighbour's name leads now, unless the line leads there already."""
+        """Connect to where a neighbour's name leads now, unless the line already leads there."""
         numbers = self._names.numbers(line.host)
         if numbers and line.endpoint not in {f"tcp://{number}:{line.port}" for number in numbers}:
-            with suppress(AddressError):  # another neighbour is there still; it is tried again
+            with suppress(AddressError):  # another neighbour is still there; it is tried again
                 self._make_way(line, numbers[0])
                 self._let_go(line)
                 self._reach(line, numbers[0])
 
     def _make_way(self, line: _Line, number: str) -> None:
-        """Let another neighbour's line go whose name no longer leads where this one's does; else AddressError."""
+        """Close another neighbour's line if its name no longer leads where this one's does; else raise AddressError."""
         other = self._by_endpoint.get(f"tcp://{number}:{line.port}")
         if other and other.neighbour != line.neighbour:
             if _is_number(other.host) or number in self._names.numbers(other.host):
@@ -236,7 +236,7 @@ class ZeroMqTransport:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)
             line = self._by_endpoint.get(event["endpoint"].decode())
-            if line is None:  # of a line that leads elsewhere now
+            if line is None:  # of a line that now leads elsewhere
                 continue
             match event["event"]:
                 case zmq.EVENT_CONNECTED:
@@ -263,7 +263,7 @@ class ZeroMqTransport:
     @staticmethod
     def _hand_over(router: "zmq.Socket[bytes]", name: bytes, message: bytes) -> bool:
         try:
-            # One frame: libzmq ends the process where a connection that is being closed breaks between two
+            # One frame: libzmq ends the process if a connection breaks between two frames while it is being closed
             router.send_multipart([name, message], zmq.NOBLOCK)
         except zmq.ZMQError:  # gone (EHOSTUNREACH) or full (EAGAIN)
             return False
@@ -278,12 +278,12 @@ class ZeroMqTransport:
             for line in self._lines.values():
                 if not line.up and not _is_number(line.host):
                     self._find(line)
-        self._lines_first = not self._lines_first  # in turns: who says much on one socket does not silence the other
+        self._lines_first = not self._lines_first  # in turns: much traffic on one socket does not silence the other
         if self._connecting in ready and (self._lines_first or self._listening not in ready):
             return self._from_a_line()
         if self._listening in ready:
             return self._from_those_who_connected()
-        if now >= self._counts_at:  # a moment to spare: a neighbour that leaves takes its connection's counters along
+        if now >= self._counts_at:  # while there is time: the counters of a connection are lost with it
             self.link_bytes()
             self._counts_at = now + (time.monotonic() - now) / COUNT_SHARE
         return None
@@ -291,7 +291,7 @@ class ZeroMqTransport:
     def _from_those_who_connected(self) -> Delivery:
         name, frame, lengths = _received(self._listening)
         fd, speaker = -1, None
-        with suppress(zmq.ZMQError):  # whoever speaks ZMTP 1 leaves no such words
+        with suppress(zmq.ZMQError):  # a connection in ZMTP 1 has no such metadata
             fd = int(frame.get(zmq.SRCFD))
             speaker = int(frame.get("User-Id")) if self._keys else None
         if self._guard:
@@ -301,7 +301,7 @@ class ZeroMqTransport:
     def _from_a_line(self) -> Delivery | None:
         name, frame, lengths = _received(self._connecting)
         line = self._by_name.get(name)
-        if line is None:  # of a line that leads elsewhere now
+        if line is None:  # of a line that now leads elsewhere
             return None
         if self._guard:
             with suppress(zmq.ZMQError):
@@ -328,7 +328,7 @@ class ZeroMqTransport:
             self._track(neighbour, route.fd, here=_port(self._listening.getsockopt_string(zmq.LAST_ENDPOINT)))
 
     def _track(self, neighbour: int, fd: int, here: int | None = None, there: int | None = None) -> None:
-        """Count a connection to a neighbour, unless it is gone by now and its descriptor another connection's."""
+        """Count a connection to a neighbour, unless it is gone and its descriptor now another connection's."""
         if fd < 0:
             return
         connection = Connection(fd)
