@@ -1,1 +1,1 @@
-"""Benchmarks: what communication costs, beside other ways to learn together. Nothing here is part of a run."""
+"""Benchmarks: what communication costs, compared with other ways to learn together. No run needs them."""

@@ -46,9 +46,9 @@ def entropy(p: float) -> float:
 
 
 def correlated(n: int, share: float, seed: int) -> list[BitMask]:
-    """Make the masks of some rounds of density 1/2, of which in each round a ``share`` of the bits flips.
+    """Make the masks of some rounds of density 1/2; in each round a ``share`` of the bits flips.
 
-    Nine in ten flips fall on one weight in twenty, as near a top-k threshold, so that the past tells of the future.
+    Nine in ten flips hit one weight in twenty, as near a top-k threshold, so that past flips predict future ones.
     """
     rng = np.random.default_rng(seed)
     near = rng.random(n) < 0.05
@@ -88,7 +88,7 @@ def measure(weights: int, seed: int, progress: Callable[[str], None] = lambda te
 
 
 def _nothing_known(weights: int) -> Forecast:
-    """Return the forecast of a peer of whose scores nothing is known."""
+    """Return the forecast for a peer whose scores are not known at all."""
     return Forecast([np.zeros(weights, np.float32)], [0])
 
 
@@ -102,7 +102,7 @@ def _figure(name: str, codec: codecs.Codec, mask: BitMask, history: History, bou
 
 
 def _general(name: str, mask: BitMask, bound: float) -> Iterator[Figure]:
-    """Measure codecs that others use: zstd on the packed bits, bitarray's sparse code."""
+    """Measure general codecs: zstd on the packed bits, bitarray's sparse code."""
     bits = mask.layers[0]
     yield _made(name, "sc_encode", sc_encode(bits), mask, bound, _speed(lambda: sc_encode(bits), mask), None)
     try:

@@ -1,7 +1,7 @@
 """How few bits the masks of a run could take: empirical entropies, with one count table per layer and round.
 
-The tables themselves are not counted, so no coder that knows just as much of the past gets below, whatever it learns;
-one that knows more (longer histories, ages of weights) may.
+The tables themselves are not counted, so no coder that knows the same past gets below, whatever it learns; a coder that
+knows more (longer histories, ages of weights) may.
 """
 
 from collections import deque
@@ -14,13 +14,13 @@ __all__ = ["ORDERS", "conditional_bits", "mask_bits"]
 
 Bits = NDArray[np.uint8]
 ORDERS = (1, 2)
-"""How many of the last masks are given."""
+"""How many of the last masks the entropy is conditioned on."""
 
 
 def conditional_bits(bits: Bits, given: Sequence[Bits]) -> float:
     """Return ``sum over contexts c and values b of -n(c,b) log2(n(c,b)/n(c))``, in bits, of flat arrays of 0 and 1.
 
-    The context of a weight is its values in ``given``; without any it is the entropy of the density.
+    The context of a weight is its values in ``given``; without any, the result is the entropy of the density.
     """
     context = np.zeros(bits.shape, np.intp)
     for other in given:
@@ -33,7 +33,7 @@ def conditional_bits(bits: Bits, given: Sequence[Bits]) -> float:
 def mask_bits(masks: Iterable[Sequence[Bits]]) -> list[list[float]]:
     """Return the entropy in bits of each mask, a list of layers, given the last one and given the last two (ORDERS).
 
-    The first masks are given as many as there are.
+    The first masks are conditioned on as many as there are.
     """
     last: deque[Sequence[Bits]] = deque(maxlen=max(ORDERS))  # newest first
     by_round = []

@@ -69,11 +69,11 @@ def _sheets(measured: Sequence[RowResult], target: float | None) -> tuple[_Sheet
 
 
 SPARE = ("link", "payload", "ratio", "worst", "of H1", "H1", "decode", "encode", "same")
-"""Columns that a narrow terminal goes without."""
+"""Columns that are left out on a narrow terminal, the first one first."""
 
 
 def tables(measured: Sequence[RowResult], target: float | None) -> list[Fitted]:
-    """Make the two tables; at 100 columns all of them is seen."""
+    """Make the two tables; a terminal of 100 columns shows them whole."""
     return [
         Fitted(
             sheet.title,

@@ -1,9 +1,8 @@
-"""What attackers do to a peer: strangers break off, flood and dawdle; insiders lie in each field of each message.
+"""What attackers do to a peer: strangers disconnect, flood and stall; insiders lie in each field of each message.
 
-An attack is a generator: each step does a little, so that whoever runs it sets the pace; closing it ends its
-connections. The pace is moderate, at most 70 connections or 300 messages a second: it is not by taking the machine's
-time that they are to succeed. Strangers have no key; insiders speak in a neighbour's name, with its key where there
-are keys.
+An attack is a generator: each step does a little, so that its caller sets the pace; closing it ends its connections.
+The pace is moderate, at most 70 connections or 300 messages per second: attacks must not succeed by taking the
+machine's time. Strangers have no key; insiders speak in a neighbour's name, with its key if there are keys.
 """
 
 import resource
@@ -34,7 +33,7 @@ __all__ = ["ATTACKS", "ELSEWHERE", "HOST", "Attack", "Canary", "Foe", "Seat", "l
 
 HOST, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 SAID = {False: 191, True: 801}
-"""Bytes that a client says to the end of its hello, and a few, without keys and with: an odd number, prime to 37."""
+"""Bytes that a client sends up to its hello, and a few more, without keys and with: odd, and prime to 37."""
 CROWD = 1024
 FRAMES = 164_280
 READY = b"\x04\x1c\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
@@ -49,7 +48,7 @@ def lie(frames: Frames, **fields: int) -> Frames:
 
 
 class Canary:
-    """Ports at which nobody has any business, and a socket file; ``heard`` counts who connects, by the host."""
+    """Ports that no peer should connect to, and a socket file; ``heard`` counts connections by host."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="dslth-")
@@ -65,7 +64,7 @@ class Canary:
             there.setblocking(False)
 
     def listen(self) -> None:
-        """Count who has come."""
+        """Count new connections."""
         for there, host in self._sockets.items():
             with suppress(BlockingIOError):
                 while True:
@@ -73,18 +72,18 @@ class Canary:
                     self.heard[host] += 1
 
     def close(self) -> None:
-        """Go."""
+        """Close the ports."""
         for there in self._sockets:
             there.close()
         self._folder.cleanup()
 
 
-# --- an attacker's means --------------------------------------------------------------------------------------------
+# --- an attacker's tools --------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Foe:
-    """An attacker's means against one victim at ``port``. ``round`` is the victim's, as it says itself.
+    """An attacker's tools against one victim at ``port``. ``round`` is the victim's, as it reports it.
 
     ``turn`` and ``leaks`` count attempts over the whole run; ``did`` counts messages and connections.
     """
@@ -108,12 +107,12 @@ class Foe:
         return self.stream.uniform(size).tobytes()[:size]
 
     def hello(self, round_: int | None = None, held: int | None = None, kind: Kind = Kind.HELLO, **lies: Any) -> Frames:
-        """Write a hello, true but for the lies."""
+        """Write a hello that is true except for the lies."""
         me = wire.Hello(**(vars(self.seat.me) | lies))
         return wire.hello(kind, me, self.seat.peer, self.round if round_ is None else round_, held)
 
     def mask(self, round_: int, mask: BitMask | None = None) -> Frames:
-        """Write a mask that builds on none: the seat's first one, unless another is given."""
+        """Write a mask as a key frame: the seat's first one, unless another is given."""
         packed = (mask or self.seat.mask).pack()
         header = wire.mask_header(
             self.seat.me.digest, self.seat.peer, round_, packed, codecs.BITPACK.wire_id, 0, self.round
@@ -137,7 +136,7 @@ class Foe:
 
     @contextmanager
     def line(self, port: int | None = None, **options: int) -> Iterator[Callable[..., None]]:
-        """Open an insider's connection, and give what says messages on it."""
+        """Open an insider's connection, and yield a function that sends messages on it."""
         dealer = self.seat.socket(zmq.DEALER, self.victim)
         dealer.setsockopt(zmq.RECONNECT_IVL, -1)  # the pace is the attack's, not libzmq's
         for name, value in options.items():
@@ -160,7 +159,7 @@ class Foe:
 
 
 class _Leak:
-    """Carries what a client says to the victim, so many bytes and no more, and all that it answers."""
+    """Forwards a limited number of a client's bytes to the victim, and all of its answers."""
 
     def __init__(self, foe: Foe) -> None:
         self._foe, self._ends = foe, ExitStack()
@@ -176,7 +175,7 @@ class _Leak:
         self._ends.close()
 
     def carry(self, most: int) -> int:
-        """Carry what is there; gives the bytes that the victim got."""
+        """Forward up to ``most`` bytes that wait; return how many the victim got."""
         if self._client is None:
             with suppress(BlockingIOError):
                 self._client = self._ends.enter_context(self._listening.accept()[0])
@@ -185,7 +184,7 @@ class _Leak:
                 reset = self._foe.leaks % 2 == 0
                 self._there = self._ends.enter_context(self._foe.connection(reset=reset))
                 self._there.setblocking(False)
-                self._listening.close()  # it does not come again
+                self._listening.close()  # the client cannot connect again
             return 0
         with suppress(BlockingIOError):
             if answer := self._there.recv(1 << 16):
@@ -198,14 +197,14 @@ class _Leak:
 class Seat:
     """An attacker's place in the graph: it takes part until the run has begun, and is silent from then on.
 
-    ``foes`` are its means against its neighbours. ``routes`` are those that have connected to it.
+    ``foes`` are its tools against its neighbours. ``routes`` lead to those that have connected to it.
     """
 
     def __init__(self, peer: int, me: wire.Hello, mask: BitMask, rounds: int, keys: Keys | None) -> None:
         self.peer, self.me, self.mask, self.rounds, self.keys = peer, me, mask, rounds, keys
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, 4 * CROWD)
-        self.context.set(zmq.BLOCKY, 0)  # at the end nothing is waited for
+        self.context.set(zmq.BLOCKY, 0)  # wait for nothing at the end
         self.foes: dict[int, Foe] = {}
         self.routes: dict[int, bytes] = {}
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
@@ -213,7 +212,7 @@ class Seat:
         self.listen()
 
     def socket(self, kind: int, victim: int | None = None) -> "zmq.Socket[bytes]":
-        """Make a socket with the seat's key; to a victim, or as the server that it is to them."""
+        """Make a socket with the seat's key, to connect to a victim, or to listen to all of them."""
         made = self.context.socket(kind)
         made.setsockopt(zmq.LINGER, 500)
         if self.keys:
@@ -225,7 +224,7 @@ class Seat:
         return made
 
     def listen(self) -> None:
-        """Listen where the victims expect it; a port that was let go is free again in a moment."""
+        """Listen where the victims expect it; a port that was just closed is free again in a moment."""
         give_up = time.monotonic() + 5
         while True:
             self._router = self.socket(zmq.ROUTER)
@@ -240,13 +239,13 @@ class Seat:
                 time.sleep(0.01)
 
     def hang_up(self) -> None:
-        """Break the victims' connections; they come again."""
+        """Break the victims' connections; they connect again."""
         self._router.close(100)
         self.routes.clear()
         self.listen()
 
     def attend(self, *, joining: bool = False) -> None:
-        """Take in what the victims say, and answer it while the run has not begun."""
+        """Read the victims' messages, and answer them until the run has begun."""
         for foe in self.foes.values() if joining else ():
             if foe.victim not in self._dealers:
                 dealer = self._dealers[foe.victim] = self.socket(zmq.DEALER, foe.victim)
@@ -265,7 +264,7 @@ class Seat:
                 dealer.recv_multipart()
 
     def answer(self, foe: Foe, *messages: Any) -> None:
-        """Say something on the connection that a victim has made to this seat."""
+        """Send messages on the connection that a victim has made to this seat."""
         with suppress(zmq.ZMQError):
             for frames in messages if foe.victim in self.routes else ():
                 self._router.send_multipart([self.routes[foe.victim], b"".join(frames)], zmq.NOBLOCK)
@@ -278,7 +277,7 @@ class Seat:
 
 @dataclass(frozen=True)
 class Attack:
-    """One way to attack, at so many steps a second at each victim; ``seconds`` are how long it takes to tell."""
+    """One way to attack, with ``rate`` steps per second at each victim; ``seconds``: how long until it shows effect."""
 
     name: str
     steps: Callable[[Foe], Steps]
@@ -287,11 +286,11 @@ class Attack:
 
 
 ATTACKS: dict[str, Attack] = {}
-"""All there are, by name."""
+"""All attacks, by name."""
 
 
 def attack(rate: float, seconds: float = 4.0) -> Callable[[Callable[[Foe], Steps]], Callable[[Foe], Steps]]:
-    """Take a generator in as an attack."""
+    """Register a generator as an attack."""
 
     def take(steps: Callable[[Foe], Steps]) -> Callable[[Foe], Steps]:
         name = steps.__name__.replace("_", " ")
@@ -302,7 +301,7 @@ def attack(rate: float, seconds: float = 4.0) -> Callable[[Callable[[Foe], Steps
 
 
 def saying(rate: float, seconds: float = 4.0) -> Callable[[Callable[[Foe, int], Frames]], Callable[[Foe], Steps]]:
-    """Take in as an attack what an insider says, time after time, on connections that have said hello."""
+    """Register as an attack a message that an insider sends repeatedly on connections that have said hello."""
 
     def take(message: Callable[[Foe, int], Frames]) -> Callable[[Foe], Steps]:
         @wraps(message)
@@ -325,7 +324,7 @@ def saying(rate: float, seconds: float = 4.0) -> Callable[[Callable[[Foe, int], 
 
 @attack(20)
 def garbage(foe: Foe) -> Steps:
-    """Say what is no ZMTP, or begins as if it were; close, reset, or leave it open for a while."""
+    """Send what is not ZMTP, or only begins like it; close, reset, or leave it open for a while."""
     while True:
         with ExitStack() as some_stay:
             for _ in range(20):
@@ -350,7 +349,7 @@ def hasty(foe: Foe) -> Steps:
 
 @attack(50)
 def half_open(foe: Foe) -> Steps:
-    """Connect and say nothing, ever more often."""
+    """Connect and send nothing, ever more often."""
     with ExitStack() as held:
         while True:
             with suppress(OSError):
@@ -360,7 +359,7 @@ def half_open(foe: Foe) -> Steps:
 
 @attack(50)
 def pouring(foe: Foe) -> Steps:
-    """Say a message that does not end; a stranger where there are keys says so much of a command."""
+    """Send a message that does not end; with keys, a stranger sends a command that does not end."""
     begin = foe.greeting + (b"" if foe.seat.keys else READY)
     frame = struct.pack(">BQ", 6 if foe.seat.keys else 3, 1 << 13) + bytes(1 << 13)
     while True:
@@ -377,12 +376,12 @@ def pouring(foe: Foe) -> Steps:
 
 @attack(200, 12)
 def broken_off(foe: Foe) -> Steps:
-    """Let each byte of greeting, handshake and hello in turn be the last one; then close, or reset."""
+    """Stop after each byte of greeting, handshake and hello in turn; then close, or reset."""
     longest = SAID[bool(foe.seat.keys)]
     while True:
         with suppress(OSError), _Leak(foe) as leak, foe.line(leak.port, LINGER=0) as say:
             say(foe.hello(), (b"ab",), (b"ab",))
-            left = 1 + 37 * foe.leaks % longest  # all in turn, in an order that has early and late ones in any few
+            left = 1 + 37 * foe.leaks % longest  # all in turn; any few of them are early and late ones
             for _ in range(40):
                 left -= leak.carry(left)
                 if not left:
@@ -393,7 +392,7 @@ def broken_off(foe: Foe) -> Steps:
 
 @attack(50, 15)
 def dribbling(foe: Foe) -> Steps:
-    """Say a byte now and then, on eight connections."""
+    """Send a byte now and then, on eight connections."""
     while True:
         with suppress(OSError), ExitStack() as held:
             leaks = [held.enter_context(_Leak(foe)) for _ in range(8)]
@@ -408,7 +407,7 @@ def dribbling(foe: Foe) -> Steps:
 
 @attack(5, 8)
 def bursts(foe: Foe) -> Steps:
-    """Say sixty messages of two bytes and be gone; without keys by a reset as well."""
+    """Send sixty messages of two bytes and disconnect; without keys also by a reset."""
     while True:
         foe.turn += 1
         if foe.seat.keys or foe.turn % 2:
@@ -422,7 +421,7 @@ def bursts(foe: Foe) -> Steps:
 
 @attack(5, 8)
 def answering_bursts(foe: Foe) -> Steps:
-    """Say sixty messages of two bytes to who has connected, hang up, and be there again."""
+    """Send sixty messages of two bytes to those that have connected, hang up, and listen again."""
     while True:
         foe.seat.answer(foe, *[(b"ab",)] * 60)
         yield
@@ -433,7 +432,7 @@ def answering_bursts(foe: Foe) -> Steps:
 
 @attack(10, 8)
 def flood(foe: Foe) -> Steps:
-    """Say more than can be used, small and large, on a connection that has said hello."""
+    """Send more than can be used, small and large, on a connection that has said hello."""
     while True:
         with foe.line() as say:
             say(foe.hello())
@@ -444,7 +443,7 @@ def flood(foe: Foe) -> Steps:
 
 @attack(4)
 def empty_frames(foe: Foe) -> Steps:
-    """Say a message of very many empty frames."""
+    """Send a message of very many empty frames."""
     while True:
         with foe.line() as say:
             say(foe.hello(), [b""] * FRAMES)
@@ -482,31 +481,31 @@ def _rounds(foe: Foe) -> tuple[int, ...]:
 
 @saying(5)
 def lying_rounds(foe: Foe, turn: int) -> Frames:
-    """Be in round 0, ahead, at the end, past it."""
+    """Claim to be in round 0, ahead, at the end, past it."""
     return lie(foe.hello(), round=_rounds(foe)[turn % 9])
 
 
 @saying(5)
 def far_ahead(foe: Foe, turn: int) -> Frames:
-    """Be nearly done, and never say otherwise."""
+    """Always claim to be nearly done."""
     return lie(foe.hello(), round=foe.seat.rounds - 10)
 
 
 @saying(30)
 def holding_nothing(foe: Foe, turn: int) -> Frames:
-    """Be in round 0 and hold nothing: every mask that is kept is wanted."""
+    """Claim to be in round 0 and to hold nothing, and so ask for every mask that is kept."""
     return foe.hello(0)
 
 
 @saying(30)
 def lying_held(foe: Foe, turn: int) -> Frames:
-    """Hold what was never sent, or what was long ago."""
+    """Claim to hold what was never sent, or what was sent long ago."""
     return lie(foe.hello(), held=(0, 1, 2, foe.round, foe.round + 1, 2**32 - 1)[turn % 6])
 
 
 @saying(20, 8)
 def addresses(foe: Foe, turn: int) -> Frames:
-    """Be at one place and at another, at ports of others, at places that are none."""
+    """Claim changing addresses, others' ports, and addresses that do not exist."""
     places = [*foe.canary.addresses, f"ipc://{foe.canary.file}", "ipc:///nowhere/socket", "inproc://x", "x" * 255]
     places += ["tcp://*:1", "udp://127.0.0.1:9", "tcp://127.0.0.1:0", "tcp://[::1]:9", "tcp://127.0.0.1:99999"]
     places += ["tcp://no-such-host.invalid:9"]
@@ -515,7 +514,7 @@ def addresses(foe: Foe, turn: int) -> Frames:
 
 @saying(20)
 def other_hellos(foe: Foe, turn: int) -> Frames:
-    """Have another run, other sizes, other ones; welcome and refuse who did not ask."""
+    """Claim another run, other sizes, other ones; welcome and refuse peers that did not say hello."""
     sizes, ones, most = foe.seat.me.sizes, foe.seat.me.ones, (2**32 - 1,) * 3000
     lies: list[dict[str, Any]] = [{"digest": foe.noise(16)}, {"ones": (0,) * len(sizes)}, {"ones": sizes}]
     lies += [
@@ -548,13 +547,13 @@ def byes(foe: Foe, turn: int) -> Frames:
 
 @saying(5, 8)
 def teasing(foe: Foe, turn: int) -> Frames:
-    """Promise to take part, do so now and then, and stay away."""
+    """Announce to take part, do so now and then, and stay away."""
     return foe.mask(foe.round + 1) if turn % 5 == 0 else foe.hello()
 
 
 @attack(10)
 def answers(foe: Foe) -> Steps:
-    """Lie to who has connected: welcomes, refusals, masks and byes as its answers."""
+    """Lie to those that have connected, in answers: welcomes, refusals, masks and byes."""
     while True:
         foe.turn += 1
         lies = {"round": _rounds(foe)[foe.turn % 9], "held": (0, 1, 2**32 - 1)[foe.turn % 3]}

@@ -39,13 +39,13 @@ SIGNS = {"kill": "K", "stop": "S", "go on": "C", "cut": "X", "heal": "H"}
 SLACK_SECONDS = 1.0
 """How long a busy machine may take to wake a peer up after its deadline."""
 LAST = 0.85
-"""Share of the rounds after which nothing is disturbed any more, so that everybody can come back."""
+"""Share of the rounds after which nothing is disturbed any more, so that every peer can come back."""
 ONE_POINT = 0.01
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: the foremost peer's ``round`` in which it happens, what, to whom, for how many seconds at most."""
+    """One fault: in which ``round`` of the foremost peer it happens, its kind, whom it hits, its longest time in s."""
 
     round: int
     kind: Literal["kill", "stop", "cut"]
@@ -56,7 +56,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Injected:
-    """Something that was done, at a Unix time: a fault of SIGNS or its end, to a peer or an edge."""
+    """A fault of SIGNS that was injected, or its end: the Unix time, and the peer or edge."""
 
     time: float
     what: str
@@ -65,10 +65,10 @@ class Injected:
 
 
 def schedule(run: RunConfig, topology: Topology, every: float) -> list[Fault]:
-    """Draw the faults of a run from its seed, one every so many rounds more or less; the pace has no say in them.
+    """Draw the faults of a run from its seed, one every ``every`` rounds on average, whatever the machine's speed.
 
     They happen between the first checkpoint and LAST. Stops and cuts last up to two deadlines: some are over before
-    anybody is missed, some are not.
+    any mask is missed, some are not.
     """
     experiment, stream, faults = run.experiment, Stream(run.experiment.seed, "chaos"), list[Fault]()
     round_ = experiment.checkpoint_every + 1.0
@@ -91,11 +91,11 @@ def _last(run: RunConfig) -> int:
     return int(LAST * run.experiment.rounds)
 
 
-# --- doing it -------------------------------------------------------------------------------------------------------
+# --- injecting them -------------------------------------------------------------------------------------------------
 
 
 class _Injector(threading.Thread):
-    """Lets all faults happen in their order: each in its round, once the one before is mended."""
+    """Injects all faults in their order: each in its round, once the one before is undone."""
 
     def __init__(self, faults: Sequence[Fault], run: RunConfig, relays: Relays, folder: RunFolder) -> None:
         super().__init__(name="dslth-chaos", daemon=True)
@@ -114,7 +114,7 @@ class _Injector(threading.Thread):
                 self._told.notify_all()
 
     def end(self) -> None:
-        """Stop disturbing, and mend what is broken still."""
+        """Stop disturbing, and undo what still lasts."""
         with self._told:
             self._over = True
             self._told.notify_all()
@@ -125,13 +125,13 @@ class _Injector(threading.Thread):
         for fault, after in zip(self._faults, [*self._faults[1:], None], strict=True):
             if not self._until(fault):
                 return
-            self._befall(fault)
+            self._inject(fault)
             if fault.kind != "kill":
                 self._until(after, fault.lasts)
-                self._mend(fault)
+                self._undo(fault)
 
     def _until(self, fault: Fault | None, seconds: float | None = None) -> bool:
-        """Wait until a fault is due and can happen, or none is any more; False where the run is over before."""
+        """Wait until a fault is due and can happen, or until no more may; False if the run is over before."""
 
         def due() -> bool:
             at_hand = self._front >= (fault.round if fault else self._last)
@@ -141,7 +141,7 @@ class _Injector(threading.Thread):
             self._told.wait_for(due, seconds)
             return not self._over
 
-    def _befall(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault) -> None:
         if fault.kind == "cut":
             self._relays.cut(_both_ways(fault))
         elif not self._signal(fault.peer, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP):
@@ -151,7 +151,7 @@ class _Injector(threading.Thread):
                 self._killed[fault.peer] = time.time()
         self._note(fault.kind, fault)
 
-    def _mend(self, fault: Fault) -> None:
+    def _undo(self, fault: Fault) -> None:
         if fault.kind == "cut":
             self._relays.heal(_both_ways(fault))
             self._note("heal", fault)
@@ -159,10 +159,10 @@ class _Injector(threading.Thread):
             self._note("go on", fault)
 
     def _signal(self, peer: int, number: int) -> bool:
-        """Send a signal; False where the peer's process is not there."""
+        """Send a signal; False if the peer's process is not there."""
         found = whereabouts(self._folder, peer)
         with suppress(psutil.Error, ProcessLookupError):
-            if found and psutil.Process(found.pid).create_time() == found.born:  # else it is somebody else's by now
+            if found and psutil.Process(found.pid).create_time() == found.born:  # else the id is another's by now
                 os.kill(found.pid, number)
                 return True
         return False
@@ -179,7 +179,7 @@ def _both_ways(fault: Fault) -> list[tuple[int, int]]:
 def disturbed(
     run: RunConfig, topology: Topology, folder: RunFolder, faults: Sequence[Fault]
 ) -> tuple[Outcome, list[Injected]]:
-    """Run all peers of a topology behind relays while faults happen; what became of it, and what was done."""
+    """Run all peers of a topology behind relays while faults happen; return the outcome, and what was injected."""
 
     def port(peer: int) -> int | None:
         found = whereabouts(folder, peer)
@@ -197,12 +197,12 @@ def disturbed(
         relays.close()
 
 
-# --- what came of it ------------------------------------------------------------------------------------------------
+# --- the result -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ChaosResult:
-    """What a run came to. Accuracies are shares, waits are the longest of a round in seconds, by peer."""
+    """The figures of a run. Accuracies are shares; waits are the longest of a round, in seconds, by peer."""
 
     name: str
     seconds: float
@@ -250,7 +250,7 @@ def measure(name: str, run: RunConfig, outcome: Outcome, injected: Sequence[Inje
 
 
 def _rejoined(rounds: Mapping[int, Sequence[RoundReport]], peer: int, since: float) -> bool:
-    """Return whether after a moment a neighbour used the peer's masks, and the peer a neighbour's."""
+    """Return whether, after a time, a neighbour used the peer's masks, and the peer a neighbour's."""
     links = {neighbour for event in rounds[peer] for neighbour in event.links}
     uses = any(event.time > since and links - set(event.missing) for event in rounds[peer])
     used = any(event.time > since and peer not in event.missing for n in links for event in rounds.get(n, ()))
@@ -258,7 +258,7 @@ def _rejoined(rounds: Mapping[int, Sequence[RoundReport]], peer: int, since: flo
 
 
 def verdict(run: RunConfig, planned: Sequence[Fault], quiet: ChaosResult, figures: ChaosResult) -> dict[str, bool]:
-    """Judge a disturbed run: what was promised, and whether it is so."""
+    """Return, for each promise about a disturbed run, whether it holds."""
     limit, faults = float(run.experiment.deadline), sum(figures.faults.values())
     rounds = run.experiment.rounds
     accurate = None not in (quiet.accuracy_personal, figures.accuracy_personal)

@@ -1,4 +1,4 @@
-"""What a chaos run came to, for people and programs: a time line, a table, CSV, JSON, a plot."""
+"""The results of a chaos run, for people and programs: a timeline, a table, CSV, JSON, a plot."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ __all__ = ["Drawing", "drawing", "parts", "plot", "write"]
 
 
 class Drawing(NamedTuple):
-    """Marks of what was done and of what was noticed, in seconds after the start."""
+    """Marks of what was injected and of what the reports say, in seconds after the start."""
 
     peers: Sequence[int]
     done: Sequence[Mark]
@@ -30,7 +30,7 @@ class Drawing(NamedTuple):
 
 
 def drawing(outcome: Outcome, injected: Sequence[Injected]) -> Drawing:
-    """Lay out what happened in a run."""
+    """Return the marks of what happened in a run."""
     summary, start = outcome.measured(), outcome.folder.launched() or 0.0
     ends = {peer: events[-1].time - start for peer, events in outcome.folder.events().items()}
     noticed = timeline.marks(summary.happenings, start)
@@ -45,10 +45,10 @@ def drawing(outcome: Outcome, injected: Sequence[Injected]) -> Drawing:
 
 
 def parts(drawn: Drawing, runs: Sequence[ChaosResult], deadline: float) -> list[RenderableType]:
-    """Make the pictures, of what was done and of what the reports say of it, and the table."""
+    """Make the pictures, of what was injected and of what the reports say, and the table."""
     legend = ", ".join(f"{sign} {what}" for what, sign in SIGNS.items())
     return [
-        Text("what was done", style="bold"),
+        Text("what was injected", style="bold"),
         Text(timeline.picture(drawn.peers, drawn.done, drawn.seconds), no_wrap=True),
         Text(legend + "; a cut stands at both its ends", style="dim italic"),
         Text("\nwhat the reports say", style="bold"),
@@ -81,7 +81,7 @@ def _table(runs: Sequence[ChaosResult], deadline: float) -> Fitted:
 
 
 def write(folder: Path, record: Mapping[str, Any], runs: Sequence[ChaosResult]) -> None:
-    """Write ``chaos.json`` and ``chaos.csv`` (a line a run and peer); raises OutputError."""
+    """Write ``chaos.json`` and ``chaos.csv`` (a line per run and peer); raises OutputError."""
     try:
         (folder / "chaos.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         with (folder / "chaos.csv").open("w", encoding="utf-8", newline="") as file:

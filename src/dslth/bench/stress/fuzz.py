@@ -1,4 +1,4 @@
-"""Garbage at a peer of a run that goes on: raw bytes, broken greetings, and messages that are nearly right."""
+"""Garbage sent to a peer during a run: raw bytes, broken greetings, and messages that are nearly right."""
 
 import os
 import signal
@@ -30,18 +30,18 @@ __all__ = ["FuzzResult", "fuzz", "messages"]
 
 VICTIM = 0
 BEGIN_ROUND = 20
-"""The round from which on the victim is disturbed: by then it has all the memory that it needs."""
+"""The round in which the garbage starts: by then the victim has all the memory that it needs."""
 GROWTH = 0.05
 PATIENCE_SECONDS = 120.0
 """How long the victim may take to count what was sent."""
 MOUTHS, MOUTHFUL = 16, 6
-"""Connections that say it, and how many messages each may have said that are not counted yet."""
+"""Connections that send it, and how many messages each may have sent that are not counted yet."""
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16 + 1 + 31)
 
 
 @dataclass(frozen=True)
 class FuzzResult:
-    """What was sent, what the victim counted by reason, and what became of its run. Memory is resident, in bytes."""
+    """What was sent, what the victim counted by reason, and how its run ended. Memory is resident, in bytes."""
 
     messages: int
     connections: int
@@ -54,11 +54,11 @@ class FuzzResult:
 
     @property
     def counted(self) -> int:
-        """Messages refused; connections that never became one are counted under names of their own."""
+        """Number of refused messages; connections that sent no message are counted under names of their own."""
         return sum(count for reason, count in self.refused.items() if reason in set(Refusal))
 
     def conditions(self) -> dict[str, bool]:
-        """Judge: what was promised, and whether it is so."""
+        """Return, for each promise, whether it holds."""
         return {
             "no peer failed": self.failure is None,
             "every message is refused and counted": self.counted == self.messages,
@@ -84,7 +84,7 @@ class FuzzResult:
 
 
 def messages(run: RunConfig, topology: Topology, stream: Stream) -> Iterator[list[bytes]]:
-    """Make messages without end that the victim must refuse: random frames, and mutants of its neighbours' words.
+    """Make endless messages that the victim must refuse: random frames, and mutants of its neighbours' messages.
 
     None is a neighbour's true hello: without keys a peer would have to believe it.
     """
@@ -135,7 +135,7 @@ def _flipped(frames: wire.Frames, stream: Stream) -> wire.Frames:
 
 
 def _garbage(stream: Stream) -> bytes:
-    """Make what a connection says that never gets as far as a message."""
+    """Make bytes for a connection that never gets as far as a message."""
     noise = stream.uniform(100).tobytes()
     kind, length = stream.integer() % 4, stream.integer() % 400
     if kind == 0:
@@ -151,7 +151,7 @@ def _garbage(stream: Stream) -> bytes:
 
 
 class _Fuzzer(threading.Thread):
-    """Waits until the run goes, sends everything, waits until it is counted, asks the peers to end."""
+    """Waits until the run is under way, sends everything, waits until it is counted, asks the peers to end."""
 
     def __init__(self, sent: Iterator[list[bytes]], stream: Stream, count: int, connections: int) -> None:
         super().__init__(name="dslth-fuzz", daemon=True)
@@ -172,7 +172,7 @@ class _Fuzzer(threading.Thread):
             self._counted.set()
 
     def run(self) -> None:
-        """Do all of it."""
+        """Send everything, then ask the peers to end."""
         self._going.wait()
         assert self.folder is not None  # noqa: S101  (set before the run is)
         victim = whereabouts(self.folder, VICTIM)
@@ -192,17 +192,17 @@ class _Fuzzer(threading.Thread):
                 stranger.sendall(_garbage(self._stream))
 
     def _say(self, port: int) -> None:
-        """Say everything, by several mouths: a stranger that has more than a little waiting there is cut off."""
+        """Send all messages over several connections: a stranger with more than a little waiting is cut off."""
         context = zmq.Context()
         mouths = [context.socket(zmq.DEALER) for _ in range(MOUTHS)]
         for mouth in mouths:
             mouth.setsockopt(zmq.LINGER, 0)
             mouth.connect(f"tcp://{HOST}:{port}")
         give_up, sent = time.monotonic() + PATIENCE_SECONDS, 0
-        while self._refused < self._count and time.monotonic() < give_up:  # closed before, it would take words along
+        while self._refused < self._count and time.monotonic() < give_up:  # closing earlier would lose messages
             for mouth in mouths:
                 while mouth.poll(0):
-                    mouth.recv_multipart()  # what differs, says the victim
+                    mouth.recv_multipart()  # the victim's answer: what differs
             if self._refused < sent:
                 self._counted.wait(0.1)
                 self._counted.clear()
@@ -215,7 +215,7 @@ class _Fuzzer(threading.Thread):
 
 
 def fuzz(run: RunConfig, topology: Topology, path: RunFolder, count: int, connections: int) -> FuzzResult:
-    """Disturb peer 0 of a run, and compare the masks with those of as many rounds undisturbed."""
+    """Disturb peer 0 of a run, and compare the masks with those of the same rounds undisturbed."""
     endless = run.experiment.model_copy(update={"rounds": 10**6, "evaluate_every": 10**6})
     stream = Stream(run.experiment.seed, "fuzz")
     fuzzer = _Fuzzer(messages(run, topology, stream), stream, count, connections)

@@ -1,4 +1,4 @@
-"""A network between peers that can be cut, held up and slowed: a relay on loopback for each directed edge."""
+"""A network between peers that can be cut, held and slowed: a relay on loopback for each directed edge."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ CHUNK = 1 << 14
 
 
 class Whereabouts(NamedTuple):
-    """A peer's process, when that was started (Unix time), and the port that it listens on."""
+    """A peer's process, its start (Unix time), and the port that it listens on."""
 
     pid: int
     born: float
@@ -37,8 +37,8 @@ class Whereabouts(NamedTuple):
 class Relays:
     """The relays, in a thread of their own until ``close``.
 
-    ``target`` gives the port that a peer listens on, None while that is not known. ``ports`` is where the relay of each
-    edge listens.
+    ``target`` returns the port that a peer listens on, None while that is not known. ``ports`` is where the relay of
+    each edge listens.
     """
 
     def __init__(self, edges: Iterable[Edge], target: Callable[[int], int | None]) -> None:
@@ -53,19 +53,19 @@ class Relays:
         return asyncio.run_coroutine_threadsafe(what, self._loop).result()
 
     def cut(self, edges: Iterable[Edge]) -> None:
-        """Break the edges' connections, and take no new ones until they are healed."""
+        """Break the edges' connections, and accept no new ones until the edges are healed."""
         self._do(self._each(edges, _Relay.cut))
 
     def hold(self, edges: Iterable[Edge]) -> None:
-        """Let nothing through and tell nobody, as a network does that loses all packets, until they are healed."""
+        """Let nothing through, silently, as a network that loses all packets, until the edges are healed."""
         self._do(self._each(edges, _Relay.hold))
 
     def heal(self, edges: Iterable[Edge]) -> None:
-        """Let the edges carry again; what was held up arrives."""
+        """Let the edges carry again; what was held arrives."""
         self._do(self._each(edges, _Relay.heal))
 
     def slow(self, edges: Iterable[Edge], rate: float) -> None:
-        """Let no more than ``rate`` bytes a second through each way of a connection."""
+        """Let no more than ``rate`` bytes per second through a connection, in each direction."""
         for edge in edges:
             self._relays[edge].rate = rate
 
@@ -167,7 +167,7 @@ def across(topology: Topology, one_side: Collection[int]) -> list[Edge]:
 
 
 def behind_relays(job: PeerJob, surroundings: Surroundings, *, ports: Mapping[Edge, int]) -> Surroundings:
-    """Let a peer reach its neighbours through relays, and note where it is itself; see ``PeerJob.surround``."""
+    """Make a peer reach its neighbours through relays, and note where it listens itself; see ``PeerJob.surround``."""
 
     def through_relays(address: str) -> Sequence[str]:
         me = Whereabouts(os.getpid(), psutil.Process().create_time(), int(address.rpartition(":")[2]))
@@ -181,7 +181,7 @@ def behind_relays(job: PeerJob, surroundings: Surroundings, *, ports: Mapping[Ed
 
 
 def whereabouts(folder: RunFolder, peer: int) -> Whereabouts | None:
-    """Return where a peer behind relays is; None where it has not come up yet."""
+    """Return where a peer behind relays is; None if it has not started yet."""
     try:
         return Whereabouts(*json.loads(_note(folder, peer).read_text(encoding="utf-8")))
     except FileNotFoundError:

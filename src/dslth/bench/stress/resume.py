@@ -1,4 +1,4 @@
-"""Runs whose peers are killed at random moments, or that are killed as a whole: whether the masks stay the same."""
+"""Runs of which a peer, or all, are killed at random moments and resumed: whether the masks stay the same."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: who was killed (None: all) when the slowest peer had done ``round`` rounds, and what came of it."""
+    """One run: who was killed (None: all) when the slowest peer had done ``round`` rounds, and the result."""
 
     killed: int | None
     round: int
@@ -49,7 +49,7 @@ class Trial:
 def trials(run: RunConfig, topology: Topology, folder: Path, kills: int, whole: int) -> Iterator[Trial]:
     """Run once undisturbed, then with a peer killed ``kills`` times, and as a whole ``whole`` times.
 
-    Moments and victims are drawn from the run's seed. Raises PeerFailedError where a run does not end well.
+    Moments and victims are drawn from the run's seed. Raises PeerFailedError if a run fails.
     """
     calm = RunFolder(folder / "undisturbed")
     expected = _digests(run_local(run, topology, calm, transport=TransportName.MEMORY).measured())
@@ -63,7 +63,7 @@ def trials(run: RunConfig, topology: Topology, folder: Path, kills: int, whole: 
         process = _dslth("run", "--topology", file, "--out", out, "--json")
         try:
             _wait(process, out, topology.peers, int(at * (run.experiment.rounds - 2)))
-            time.sleep(moment * 0.2)  # anywhere in a round: there is nothing to wait for
+            time.sleep(moment * 0.2)  # a random moment within a round: there is no condition to wait for
             killed_in = _least_round(out, topology.peers)
             if victim is None:
                 _kill_all(process)
@@ -96,7 +96,7 @@ def _summary(process: "subprocess.Popen[str]") -> Summary:
 
 
 def _kill_all(process: "subprocess.Popen[str]") -> None:
-    """Kill a command and all that it started, and wait until nothing of it is left."""
+    """Kill a command and all that it started, and wait until all have ended."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -105,7 +105,7 @@ def _kill_all(process: "subprocess.Popen[str]") -> None:
 
 
 def _wait(process: "subprocess.Popen[str]", out: Path, peers: int, round_: int) -> None:
-    """Wait until all peers have done so many rounds."""
+    """Wait until all peers have done ``round_`` rounds."""
     while _least_round(out, peers) < round_ or len(peers_of(process.pid)) < peers:
         if process.poll() is not None:
             return

@@ -1,8 +1,8 @@
-"""A run under attack, beside the same run left alone: whether those who are honest notice.
+"""A run under attack, beside a control, the same run without attacks: whether the honest peers suffer.
 
-Peers 0 to 3 are a ring and learn at a steady pace; peer 4 computes for longer than libzmq's heartbeats. The seat of
-peer 5, a neighbour of 0 and 4, is an attacker's; in the control it joins and is silent. Both runs go on side by side
-on the same machine, at a pace that leaves it time, so that what differs is the attack's doing.
+Peers 0 to 3 are a ring and learn at a steady pace; peer 4 computes for longer than libzmq's heartbeats. Peer 5, a
+neighbour of 0 and 4, is the attacker's seat; in the control it joins and is silent. Both runs go on side by side on the
+same machine, at a pace that leaves it time, so that any difference comes from the attacks.
 """
 
 import multiprocessing
@@ -40,21 +40,21 @@ TOPOLOGY = Topology(6, ((0, 1), (0, 3), (0, 5), (1, 2), (2, 3), (4, 5)))
 VICTIMS = TOPOLOGY.neighbours(SEAT)
 HONEST = range(5)
 PACE_SECONDS, THINKING_SECONDS = 0.2, 6.0
-"""How long a round's computing takes: the ring's, and the thinker's."""
+"""How long a round's computing takes: on the ring, and for the slow peer 4."""
 DEADLINE, SLACK_SECONDS = 2.0, 1.0
 ROUNDS = 100_000
 DESCRIPTORS = 1024
-"""What a peer may have open: the usual limit of a login."""
+"""Open files that a peer may have: the usual limit of a login."""
 WARM_ROUNDS = 15
 JOIN_SECONDS = 120.0
 SETTLE_SECONDS = 20.0
 END_SECONDS = 30.0
 MOVES = 3.0
-"""Connections a second that a peer may make to where a neighbour says that it is: a move, and tries to reach it."""
+"""Connections per second that a peer may make to addresses that a neighbour claims: moves, and retries."""
 SHARE, SPARE = 0.10, 2
-"""Share of the rounds that attacks may cost; and deadlines, some of which a neighbour that comes and goes may cost."""
+"""Share of the rounds that attacks may cost; deadlines that they may cost instead, where that is more."""
 GROWTH, BLOAT, LEFT_OPEN = 0.05, 256 << 20, 4
-"""Growth of memory from one half to the other, most memory above the control's, descriptors left at the end."""
+"""Growth of memory from one half to the other, memory above the control's, descriptors left at the end: the most."""
 
 
 class _Sample(NamedTuple):
@@ -65,7 +65,7 @@ class _Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Slot:
-    """An attack, from one Unix time to another, at all victims; ``heard``: connections made to where it pointed."""
+    """An attack on all victims, between two Unix times; ``heard``: connections made to addresses that it named."""
 
     attack: str
     begun: float
@@ -77,12 +77,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class SiegeResult:
-    """What an attacked run came to beside its control; each pair is the attacked one's and the control's.
+    """The figures of an attacked run and its control; each pair is the attacked run's and the control's.
 
-    ``rounds`` by peer, ``furthest`` the last one's number. ``longest``: seconds of a round without its computing.
-    ``early``, ``late`` and ``most`` are resident memory in bytes: of one half, of the other, and at most. ``missed``:
-    honest peers' masks of honest neighbours, of ``expected``. ``heard``: connections made to where an attacker pointed,
-    by host.
+    ``rounds`` by peer, ``furthest`` the highest round. ``longest``: seconds of a round without its computing.
+    ``early``, ``late`` and ``most`` are resident memory in bytes: of the first half, of the second, and at most.
+    ``missed``: honest peers' masks of honest neighbours, of ``expected``. ``heard``: connections made to addresses that
+    an attacker named, by host.
     """
 
     security: Security
@@ -104,7 +104,7 @@ class SiegeResult:
     heard: Mapping[str, int]
 
     def conditions(self) -> dict[str, bool]:
-        """Judge: what was promised, and whether it is so."""
+        """Return, for each promise, whether it holds."""
         twice = len(self.slots) >= 2 * len({slot.attack for slot in self.slots})
         return {
             "every peer is alive to the end, and ends when it is asked to": not self.ended,
@@ -206,23 +206,23 @@ class _Group:
         self.samples: dict[int, list[_Sample]] = {peer: [] for peer in HONEST}
 
     def attend(self, *, joining: bool = False) -> None:
-        """Let the seat take in what it is told, and the canary who has come."""
+        """Let the seat read its messages, and the canary count its connections."""
         self.seat.attend(joining=joining)
         self.canary.listen()
 
     def sample(self) -> None:
-        """Look from outside at what each process holds."""
+        """Measure from outside what each process holds."""
         for peer, process in self.processes.items():
             with suppress(psutil.Error):
                 seen = psutil.Process(process.pid)
                 self.samples[peer].append(_Sample(time.time(), seen.memory_info().rss, seen.num_fds()))
 
     def dead(self) -> dict[int, int]:
-        """Return the exit codes of those who have ended."""
+        """Return the exit codes of the peers that have ended."""
         return {peer: code for peer, process in self.processes.items() if (code := process.exitcode) is not None}
 
     def warm(self) -> bool:
-        """Return whether the ring has come into its pace, and the thinker has begun."""
+        """Return whether the ring has reached its pace, and the slow peer has begun."""
         try:
             said = {
                 peer: sum(isinstance(e, RoundReport) for e in events) for peer, events in self.folder.events().items()
@@ -236,7 +236,7 @@ class _Group:
             process.terminate()
 
     def end(self, patience: float = 0.0) -> dict[int, int | None]:
-        """Wait for the processes, and kill who is left; the exit codes, None where that was needed."""
+        """Wait for the processes, and kill those that are left; return the exit codes, None for killed ones."""
         give_up, codes = time.monotonic() + patience, dict[int, int | None]()
         for peer, process in self.processes.items():
             process.join(max(0.0, give_up - time.monotonic()))
@@ -252,7 +252,7 @@ class _Group:
 
 
 def schedule(seed: int, seconds: float, names: Sequence[str]) -> Iterator[tuple[Attack, float]]:
-    """Draw attacks without end, each once in any order, then again; all fit once into the seconds, if need be cut."""
+    """Draw attacks endlessly, each once in random order, then again; all are shortened to fit once if need be."""
     stream, attacks = Stream(seed, "siege"), [ATTACKS[name] for name in names]
     share = min(1.0, seconds / sum(attack.seconds for attack in attacks))
     while True:
@@ -268,7 +268,7 @@ def siege(
     names: Sequence[str] = tuple(ATTACKS),
     say: Callable[[str], None] = lambda line: None,
 ) -> SiegeResult:
-    """Attack a run for so many seconds, beside its control; ``security`` is ``none`` or ``curve``."""
+    """Attack a run for ``seconds``, beside its control; ``security`` is ``none`` or ``curve``."""
     experiment = run.experiment.model_copy(
         update={
             "rounds": ROUNDS,
@@ -302,7 +302,7 @@ class _Siege:
         self._looked = 0.0
 
     def figures(self, attacks: Iterator[tuple[Attack, float]], least: int, seconds: float) -> SiegeResult:
-        """Do all of it, and each attack at least once."""
+        """Run the attacks, each at least once, and return the figures."""
         if not self._until(lambda: all(group.warm() for group in self._groups), JOIN_SECONDS, joining=True):
             why = "".join(f" ({who} {how})" for who, how in self._ended.items())
             raise JoinError(f"no run to attack within {JOIN_SECONDS:.0f} s{why}; is the machine too busy?")
@@ -339,7 +339,7 @@ class _Siege:
                     steps[victim] = attack.steps(foe)
             self._attend()
             self._look(f"during {attack.name}")
-            at = max(at + 1 / attack.rate, now)  # what was not in time is left out
+            at = max(at + 1 / attack.rate, now)  # steps that are late are left out
             time.sleep(max(0.0, min(at, give_up) - time.monotonic()))
         for doing in steps.values():
             doing.close()
@@ -352,7 +352,7 @@ class _Siege:
             group.attend(joining=joining)
 
     def _look(self, when: str) -> None:
-        """Twice a second, see what the processes hold, and whether they are there."""
+        """Measure, twice a second, what the processes hold, and whether they are alive."""
         if time.monotonic() < self._looked + 0.5:
             return
         self._looked = time.monotonic()
@@ -380,7 +380,7 @@ class _Siege:
     def _name(self, group: _Group, peer: int) -> str:
         return f"peer {peer}" if group is self._attacked else f"the control's peer {peer}"
 
-    # --- what came of it --------------------------------------------------------------------------------------------
+    # --- the result -------------------------------------------------------------------------------------------------
 
     def _measured(self, begun: float, ended: float, descriptors: Mapping[int, tuple[int, int]]) -> SiegeResult:
         events = [group.folder.events() for group in self._groups]
@@ -437,7 +437,7 @@ class _Siege:
 
 
 def _longest(played: Mapping[int, Sequence[RoundReport]], begun: float, ended: float) -> float:
-    """Return the longest that a round that ended within a time took, without its computing."""
+    """Return the longest time that a round took without its computing, among those that ended in an interval."""
     return max(
         (
             e.time - before.time - e.seconds.compute - e.seconds.fine_tune - e.seconds.evaluate

@@ -1,4 +1,4 @@
-"""Thousands of small rounds: whether memory, file descriptors and threads of the peers stay what they were."""
+"""Thousands of small rounds: whether memory, file descriptors or threads of the peers grow."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +21,7 @@ from dslth.topology import Topology
 __all__ = ["PeerGrowth", "figures", "soak", "table"]
 
 SAMPLES = 100
-"""How often a peer looks at itself in a run."""
+"""How often a peer measures itself in a run."""
 WARM_UP = 0.2
 """Share of the rounds after which a peer has all that it needs: buffers, caches, both checkpoints, an evaluation."""
 WINDOW = 0.1
@@ -63,13 +63,13 @@ class PeerGrowth:
 
 
 def soak(run: RunConfig, topology: Topology, folder: RunFolder) -> Outcome:
-    """Run all peers of a topology; each notes what it holds."""
+    """Run all peers of a topology; each records what it holds."""
     every = max(1, run.experiment.rounds // SAMPLES)
     return run_local(run, topology, folder, orphans=False, surround=partial(_watched, every=every))
 
 
 def _watched(job: PeerJob, surroundings: Surroundings, *, every: int) -> Surroundings:
-    """Note a peer's memory, descriptors and threads every so many rounds; see ``PeerJob.surround``."""
+    """Record a peer's memory, descriptors and threads every ``every`` rounds; see ``PeerJob.surround``."""
     me = psutil.Process()
     file = _samples(job.folder, job.peer)
     file.parent.mkdir(parents=True, exist_ok=True)
