@@ -487,7 +487,7 @@ def lying_rounds(foe: Foe, turn: int) -> Frames:
 
 @saying(5)
 def far_ahead(foe: Foe, turn: int) -> Frames:
-    """Always claim to be nearly done."""
+    """Claim, again and again, to be nearly done."""
     return lie(foe.hello(), round=foe.seat.rounds - 10)
 
 
