@@ -158,11 +158,12 @@ class Link(Generic[S]):
 class WholeCoding(Generic[S]):
     """Messages as they are, each a key frame, see ``streams.Coding``; ``read`` makes one, ValueError where it is none.
 
-    ``largest`` is the number of bytes of a payload at most.
+    ``largest`` is the number of bytes of such a payload at most.
     """
 
     def __init__(self, codec: int, read: Callable[[bytes], S], largest: int) -> None:
-        self.largest, self._codec, self._read = largest, codec, read
+        self.largest = max(largest, wire.MAX_CONTROL)  # hellos are payloads as well
+        self._codec, self._read = codec, read
 
     def first(self, peer: int, ones: Sequence[int]) -> Link[S]:
         """Return the chain that has nothing."""
