@@ -1,4 +1,7 @@
-"""Pace costs no bytes: slow peers, pauses and busy machines leave every byte count as it was; losses cost a little."""
+"""Pace costs no bytes: slow peers, pauses and busy machines leave every mask sent once; losses cost a little.
+
+Who waits asks, ever less often: some 40 bytes for each doubling of the time.
+"""
 
 import signal
 import time
@@ -41,7 +44,7 @@ def test_a_slow_peer_costs_its_neighbours_time_and_no_bytes(ring):
     assert same == masks
     assert max(report.seconds.wait for report in reports[1]) > 2  # long enough for peer 1 to have asked
     assert slow.payload_bytes_sent == fast.payload_bytes_sent
-    assert slow.message_bytes_sent <= 1.02 * fast.message_bytes_sent
+    assert slow.message_bytes_sent <= 1.04 * fast.message_bytes_sent
     assert refused(slow) == [{}] * 4
 
 
@@ -58,7 +61,7 @@ def test_a_pause_costs_no_bytes(ring):
     assert same == masks
     assert max(report.seconds.wait for report in reports[1]) > 2
     assert paused.payload_bytes_sent == calm.payload_bytes_sent
-    assert paused.message_bytes_sent <= 1.02 * calm.message_bytes_sent
+    assert paused.message_bytes_sent <= 1.04 * calm.message_bytes_sent
     assert refused(paused) == [{}] * 4
 
 
