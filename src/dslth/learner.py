@@ -1,4 +1,4 @@
-"""One peer's learning: its data, scores and masks; the algorithm between two exchanges, as bit masks outside."""
+"""One peer's learning: its data, scores and masks; the algorithm between two exchanges, with bit masks in and out."""
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +32,10 @@ def processor() -> str:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads where this thread calls it, and afterwards with as many as before.
+    """Let torch compute with ``count`` threads when this thread calls it, and afterwards with as many as before.
 
-    torch keeps their number by calling thread. But the first question or computation of a thread overwrites it with
-    what any thread has set last, which is why it is asked for before it is set.
+    torch keeps that number per calling thread. But the first query or computation of a thread overwrites it with the
+    number that any thread has set last; so the number is queried before it is set.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -46,7 +46,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 class Samples:
-    """A peer's own data: what it learns from, and its two test sets. The same for whatever learns from them."""
+    """A peer's own data: its training samples, and its two test sets. They are the same for every method."""
 
     def __init__(self, peer: int, n_peers: int, experiment: ExperimentConfig, device: DeviceConfig) -> None:
         self.peer, self.seed = peer, experiment.seed
@@ -121,9 +121,9 @@ class Learner:
         return peer if self._algorithm.scores == Scores.OWN else "common"
 
     def forecast(self, peer: int, ones: Sequence[int]) -> Forecast:
-        """Work out from the seed what any peer's mask is before it learns anything; ``ones`` as its hello says.
+        """Work out from the seed what any peer's mask is before it learns anything; ``ones`` are those of its hello.
 
-        In units of the scores' bound, so that all is exact: ``|e| = |s| + mean|s| * a`` with ``mean|s| = 1/2``.
+        Computed in units of the scores' bound, and so exact: ``|e| = |s| + mean|s| * a`` with ``mean|s| = 1/2``.
         """
         key = self._owner(peer), tuple(ones)
         if key not in self._forecasts:
@@ -158,7 +158,7 @@ class Learner:
 
     @property
     def ones(self) -> tuple[int, ...]:
-        """Number of ones that this peer's mask has in each layer (at most so many, with structured removal)."""
+        """Number of ones that this peer's mask has in each layer (at most, with structured removal)."""
         return tuple(n - supermask.dropped(n, k) for n, k in zip(self.sizes, self._setting.densities, strict=True))
 
     def local_update(self, round_: int) -> tuple[BitMask, float]:
@@ -185,11 +185,11 @@ class Learner:
         return algorithm.lifts(self._means, self._own, self._setting)
 
     def _masks(self) -> list[Tensor]:
-        """Return the masks of the scores and neighbours' masks as they stand (steps 6 and 8)."""
+        """Return the masks of the current scores and neighbours' masks (steps 6 and 8)."""
         return algorithm.extract_masks(self._scores, self._lifts(), self._setting)
 
     def fine_tune(self, masks: Mapping[int, BitMask]) -> None:
-        """Take in the neighbours' new masks (step 7); whoever is missing is left out of the mean."""
+        """Use the neighbours' new masks (step 7); missing neighbours are left out of the mean."""
         if not self._algorithm.exchange:
             return
         with threads(self._threads):
@@ -207,7 +207,7 @@ class Learner:
         return {f"{kind}.{n}": layer.numpy() for kind, layers in kinds.items() for n, layer in enumerate(layers)}
 
     def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
-        """Go on from a state; KeyError or ValueError where it is not one of this network."""
+        """Take up a state; raises KeyError or ValueError if it is not one of this network."""
 
         def layers(kind: str) -> list[Tensor]:
             return [
@@ -222,7 +222,7 @@ class Learner:
             return _packed(self._masks())
 
     def result(self) -> tuple[BitMask, tickets.Ticket]:
-        """Return the mask that is in use, and the ticket of it."""
+        """Return the mask that is in use, and its ticket."""
         mask, shapes = self.mask(), tuple(tuple(w.shape) for w in self.net.weights)
         return mask, tickets.Ticket(self.peer, self._experiment, shapes, mask)
 

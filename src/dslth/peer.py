@@ -1,8 +1,8 @@
 """The round loop of one peer: learn, send the mask, gather the neighbours' masks, fine-tune, report.
 
-What a newcomer should know: a peer is one thread, and who its neighbours are and what they say is the business of
-``exchange``. A peer that dies goes on from its last checkpoint. How it learns is a Method: the paper's is ``learner``,
-those that it is compared with are in ``bench``; all of them learn, send, wait and report in this one loop.
+What a newcomer should know: a peer is one thread; ``exchange`` deals with its neighbours and their messages. After a
+restart it resumes from its last checkpoint. How it learns is a Method: the paper's is in ``learner``, those that it is
+compared with are in ``bench``; all of them learn, send, wait and report in this one loop.
 """
 
 import threading
@@ -32,7 +32,7 @@ __all__ = ["Method", "Peer"]
 
 
 class Method(Protocol[M, C]):
-    """What a peer learns, and what it says of it: masks, or what a method that is compared with has in their place."""
+    """What a peer learns, and what it sends: masks, or the messages of a compared method."""
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -58,7 +58,7 @@ class Method(Protocol[M, C]):
         """Take a round's local steps; return the message to send and the mean loss."""
 
     def fine_tune(self, received: Mapping[int, M]) -> None:
-        """Take in the messages of the neighbours that are there."""
+        """Use the messages that came from neighbours."""
 
     def evaluate(self) -> Accuracies:
         """Classify the test samples with what was learned."""
@@ -67,16 +67,16 @@ class Method(Protocol[M, C]):
         """Return what was learned between two rounds; later rounds leave it as it is."""
 
     def restore(self, state: Mapping[str, NDArray[np.float32]]) -> None:
-        """Go on from a state; KeyError or ValueError where it is none of this method."""
+        """Take up a state; raises KeyError or ValueError if it is not one of this method."""
 
     def result(self) -> tuple[M, tickets.Ticket | None]:
-        """Return what was learned in the form of a message, and as a ticket where there is one."""
+        """Return what was learned as a message, and as a ticket if the method has one."""
 
 
 class Peer(Generic[M, C]):
     """One peer of a run, from its first hello to its last bye. ``transport`` listens already.
 
-    Where there are checkpoints of this run the peer goes on from the newest.
+    If there are checkpoints of this run, the peer resumes from the newest.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class Peer(Generic[M, C]):
         self._unsaved = False
 
     def run(self, ticket: Path | None = None) -> Finished:
-        """Take part in the run; gives the final report, and writes the ticket where a path is given.
+        """Take part in the run; return the final report, and write the ticket if a path is given.
 
-        Raises JoinError and WrongRunError before the first round, CheckpointError where there is one that cannot be
-        used; never fails because of others after it.
+        Raises JoinError and WrongRunError before the first round, CheckpointError if no checkpoint can be used. After
+        the first round others cannot make it fail.
         """
         exchange, rounds, every = self._exchange, self._experiment.rounds, self._experiment.checkpoint_every
         exchanges = self._experiment.algorithm.exchange
@@ -124,12 +124,12 @@ class Peer(Generic[M, C]):
         if self._stop.is_set():
             self._save()
         will_be_back = exchange.patient and exchange.round < rounds
-        if exchanges and not will_be_back:  # a bye would let the others go on without it
+        if exchanges and not will_be_back:  # after a bye the others would not wait for it
             self._neighbours.leave()
         return self._finish(ticket)
 
     def _play(self, round_: int) -> bool:
-        """Play one round; False where the peer was asked to end in its middle."""
+        """Play one round; False if the peer was asked to end during it."""
         method, ledger, experiment = self._method, self._ledger, self._experiment
         before = method.state()
         with ledger.phase(Phase.COMPUTE), self._slowed():
@@ -154,7 +154,7 @@ class Peer(Generic[M, C]):
 
     @contextmanager
     def _slowed(self) -> Iterator[None]:
-        """Stretch the time of a computation to that of a device of the profile's speed."""
+        """Stretch the time of a computation to that of a device with the profile's speed."""
         start = time.perf_counter()
         yield
         speed = self._device.speed
@@ -170,12 +170,12 @@ class Peer(Generic[M, C]):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def _resume(self) -> bool:
-        """Go on from the newest checkpoint; False where there is none."""
+        """Resume from the newest checkpoint; False if there is none."""
         if self._checkpoints is None:
             return False
         checkpoint, notes = self._checkpoints.load(self._run, self._coding.unpack)
         for note in notes:
-            self._say(f"{note}; the one before it serves")
+            self._say(f"{note}; using the one before it")
         if checkpoint is None:
             return False
         self._method.restore(checkpoint.tensors)
@@ -186,7 +186,7 @@ class Peer(Generic[M, C]):
         return True
 
     def _save(self) -> None:
-        """Write a checkpoint; where the disk does not take it, say so once and learn on."""
+        """Write a checkpoint; if that fails, report it once and continue."""
         if self._checkpoints is None or self._saved == self._exchange.round:
             return
         sent = [(round_, message) for round_, message in self._exchange.sent if round_ < self._exchange.round]
@@ -197,7 +197,7 @@ class Peer(Generic[M, C]):
             if not self._unsaved:
                 self._unsaved = True
                 self._ledger.notice("unsaved", self._exchange.round, detail=str(error.strerror))
-                self._say(f"cannot write a checkpoint into {self._checkpoints.folder}: {error.strerror}; learning on")
+                self._say(f"cannot write a checkpoint into {self._checkpoints.folder}: {error.strerror}; continuing")
         else:
             self._saved, self._unsaved = self._exchange.round, False
 

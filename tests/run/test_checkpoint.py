@@ -126,14 +126,14 @@ def test_a_damaged_byte_is_seen(tmp_path_factory, data):
 def test_arbitrary_bytes_are_one_clear_line(tmp_path_factory, content):
     folder = Checkpoints(tmp_path_factory.mktemp("peer"))
     (folder.folder / "round-00000005.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="remove it to begin anew"):
+    with pytest.raises(CheckpointError, match="remove it to start over"):
         folder.load(RUN, UNPACK)
 
 
 def test_another_runs_checkpoint_is_not_used_and_neither_is_one_before_it(folder):
     folder.save(some(5))
     folder.save(replace(some(10), run="00" * 16))
-    with pytest.raises(CheckpointError, match=f"belongs to another run: .* or remove {folder.folder} to begin anew"):
+    with pytest.raises(CheckpointError, match=f"belongs to another run: .* or remove {folder.folder} to start over"):
         folder.load(RUN, UNPACK)
 
 
@@ -213,10 +213,10 @@ def test_a_torn_checkpoint_of_a_stopped_run_costs_rounds_and_not_the_run(command
     done = rounds_done(out, 3) + 2
     again = commands.run("dslth", "run", "--resume", out, "--rounds", done, "--json")
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("the one before it serves") == 3
+    assert again.stderr.count("using the one before it") == 3
     for old in out.glob("checkpoints/*/*"):
         old.write_bytes(b"")
-    anew = commands.run("dslth", "run", "--resume", out, "--rounds", done + 2)
-    assert anew.returncode == CheckpointError.exit_code
-    assert anew.stderr.count("\n") == 1
-    assert "remove it to begin anew" in anew.stderr
+    over = commands.run("dslth", "run", "--resume", out, "--rounds", done + 2)
+    assert over.returncode == CheckpointError.exit_code
+    assert over.stderr.count("\n") == 1
+    assert "remove it to start over" in over.stderr

@@ -321,7 +321,7 @@ def test_what_the_line_about_another_runs_checkpoint_advises_works(commands, top
     (out / "topology.yaml").unlink()
     done = commands.run("dslth-peer", *own, "--seed", 8)
     assert (done.returncode, len(done.stderr.splitlines())) == (13, 1)
-    shutil.rmtree(re.search("remove (.*) to begin anew", done.stderr)[1])
+    shutil.rmtree(re.search("remove (.*) to start over", done.stderr)[1])
     done = commands.run("dslth-peer", *own, "--seed", 8, "--rounds", 3)
     assert done.returncode == 0, done.stderr
     assert len(rounds_of(out)) == 3

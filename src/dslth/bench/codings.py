@@ -1,4 +1,4 @@
-"""What the compared methods say and how it goes on the wire: see ``exchange.streams``, where masks have their coding.
+"""The messages of the compared methods and their coding on the wire; the coding of masks is in ``exchange.streams``.
 
 Numbers are raw and little-endian; lengths are checked, and what is read is checked against the header's checksum. Only
 the changes of CHOCO-SGD build on the message before; all other payloads are key frames.
@@ -22,7 +22,7 @@ from dslth.wire import Header, Hello, Refusal, Refused
 __all__ = ["ChangesCoding", "Layout", "Link", "Model", "Sent", "SparseCoding", "SparseModel", "WholeCoding"]
 
 FLOAT32, FLOAT16, CHANGES, SPARSE = range(100, 104)
-"""Wire ids of codecs, none of a mask's."""
+"""Wire ids of these codecs; none is a mask codec's."""
 if {FLOAT32, FLOAT16, CHANGES, SPARSE} & BY_ID.keys():
     raise AssertionError("a mask's codec has the wire id of a compared method's")
 
@@ -31,7 +31,7 @@ if {FLOAT32, FLOAT16, CHANGES, SPARSE} & BY_ID.keys():
 
 
 class Layout(NamedTuple):
-    """The parameters of a network in one vector: the length of each, and which are weights (the others are biases)."""
+    """A network's parameters in one vector: the length of each, and which are weights (the others are biases)."""
 
     lengths: tuple[int, ...]
     is_weight: tuple[bool, ...]
@@ -71,7 +71,7 @@ class Sent(ABC):
 
     @cached_property
     def digest(self) -> str:
-        """Name it by the SHA-256 of its packed form, in hex."""
+        """Return the SHA-256 of the packed form, in hex."""
         return hashlib.sha256(self.raw).hexdigest()
 
     @property
@@ -80,15 +80,15 @@ class Sent(ABC):
         return self.layout.density(self.values != 0)
 
     def flips(self, before: Self) -> None:
-        """Return None: there are no bits that flip."""
+        """Return None: a message has no bits that flip."""
         return None  # noqa: RET501
 
 
 @dataclass(frozen=True)
 class Model(Sent):
-    """All parameters, as numbers of one kind, ``<f4`` or ``<f2``; ValueError where there are more or fewer.
+    """All parameters, as numbers of one kind, ``<f4`` or ``<f2``; raises ValueError if there are more or fewer.
 
-    ``changes`` is the payload of what changed since the message ``before``, both None where only the whole is known.
+    ``changes`` is the payload of what changed since the message ``before``; both are None if only the whole is known.
     """
 
     number: str = "<f4"
@@ -107,7 +107,7 @@ class Model(Sent):
 
 @dataclass(frozen=True)
 class SparseModel(Sent):
-    """A packed mask over all parameters, then the float32 values of those that it keeps; ValueError where it is not."""
+    """A packed mask over all parameters, then the float32 values of the kept ones; raises ValueError if it is not."""
 
     def __post_init__(self) -> None:
         n = self.layout.total
@@ -130,7 +130,7 @@ class SparseModel(Sent):
 
     @property
     def values(self) -> NDArray[np.float32]:
-        """All parameters, flat; 0 where they are not kept."""
+        """All parameters, flat; 0 for those that are not kept."""
         values = np.zeros(self.layout.total, np.float32)
         values[self.mask] = np.frombuffer(self.raw, "<f4", offset=(self.layout.total + 7) // 8)
         return values
@@ -156,9 +156,9 @@ class Link(Generic[S]):
 
 
 class WholeCoding(Generic[S]):
-    """Messages as they are, each a key frame, see ``streams.Coding``; ``read`` makes one, ValueError where it is none.
+    """Messages as they are, each a key frame, see ``streams.Coding``.
 
-    ``largest`` is the number of bytes of such a payload at most.
+    ``read`` makes a message, or raises ValueError; ``largest`` is the most bytes of a payload.
     """
 
     def __init__(self, codec: int, read: Callable[[bytes], S], largest: int) -> None:
@@ -183,7 +183,7 @@ class WholeCoding(Generic[S]):
         return self._codec, message.raw
 
     def decode(self, header: Header, payload: bytes, sender: Hello, chain: Link[S]) -> S:
-        """Read a message; Refused where the codec is another, where it is none, or where it is damaged."""
+        """Read a message; raises Refused if it is of another codec, not a message, or damaged."""
         try:
             message = self._message(header.codec, payload, chain)
         except ValueError:
@@ -198,16 +198,16 @@ class WholeCoding(Generic[S]):
         return self._read(payload)
 
     def unpack(self, packed: bytes) -> S:
-        """Read a message's packed form; ValueError where it is none."""
+        """Read a message's packed form; raises ValueError if it is not one."""
         return self._read(packed)
 
 
 class ChangesCoding(WholeCoding[Model]):
-    """What a peer has said by now, as what changed since the message before; whole where there is no such.
+    """The model that a peer has sent so far, as changes since the message before, or whole if there is none.
 
-    ``count`` parameters change a round: uint32 indices, ascending, then float32 values to be added. Both ends know
-    ``first``, the model that all begin with, so the first round's changes are a key frame as well. Any other key frame,
-    after a loss, a restart or rounds that were skipped, has all that was said.
+    ``count`` parameters change per round: uint32 indices, ascending, then float32 values to be added. Both ends know
+    ``first``, the model that all begin with, so the first round's changes are a key frame too. Any other key frame,
+    after a loss, a restart or skipped rounds, holds the whole model.
     """
 
     def __init__(self, first: Model, count: int) -> None:
@@ -223,13 +223,13 @@ class ChangesCoding(WholeCoding[Model]):
         return Link(round_, chain.depth + 1, message)
 
     def encode(self, message: Model, chain: Link[Model]) -> tuple[int, bytes]:
-        """Return the wire id, and the changes where they are those since the chain's last message."""
+        """Return the wire id, and the changes if they are those since the chain's last message, else the whole."""
         if message.changes is not None and message.before == self.last(chain).raw:
             return CHANGES, message.changes
         return super().encode(message, chain)
 
     def changed(self, message: Model, values: NDArray[np.float32]) -> Model:
-        """Return the message that brings what was said nearer to ``values``, by the ``count`` largest differences."""
+        """Return the message that moves what was sent towards ``values`` by the ``count`` largest differences."""
         with np.errstate(all="ignore"):
             difference = values - message.values
         kept = np.sort(np.argpartition(np.abs(difference), -self._count)[-self._count :])

@@ -1,4 +1,4 @@
-"""``dslth bench comm``: what communication costs and what it buys, each way to learn a row, one after the other.
+"""``dslth bench comm``: what communication costs and what it gains; each method is a row, run one after the other.
 
 All rows share data split, model, rounds, seed, batches and local steps, and the loop and the exchange of the peers: as
 processes over ZeroMQ on free ports of this machine, or as threads over memory. Accuracy is on test samples of a peer's
@@ -41,7 +41,7 @@ from dslth.topology import Topology
 __all__ = ["ROWS", "Recorded", "Row", "RowResult", "chosen", "compare", "run_rows"]
 
 REFERENCE, YARDSTICK = "mce-bitpack", "dpsgd"
-"""The row whose masks the lossless ones must equal, and the one whose final accuracy the others are asked to reach."""
+"""The row whose masks the lossless ones must equal, and the one whose final accuracy the others are to reach."""
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def _masks_file(folder: RunFolder, peer: int) -> Path:
 class Recorded(Learner):
     """Learns a mask, and keeps the packed masks that it sends, for their entropy.
 
-    Without ``lift`` its masks come from its own scores alone: no aggregation tensor, fine-tuning stays.
+    Without ``lift`` its masks come from its own scores alone: no aggregation tensor, but fine-tuning.
     """
 
     def __init__(self, job: PeerJob, *, lift: bool = True) -> None:
@@ -76,7 +76,7 @@ class Recorded(Learner):
 
 @dataclass(frozen=True)
 class Row:
-    """A way to learn: by what each peer learns, and what it changes in the run's settings."""
+    """A way to learn: the method of each peer, and what the row changes in the run's settings."""
 
     name: str
     what: str
@@ -106,7 +106,7 @@ ROWS: Mapping[str, Row] = {row.name: row for row in _ROWS}
 
 
 def chosen(names: str | None) -> list[Row]:
-    """Return the rows of a list such as ``mce-auto,dpsgd``, all without one; ConfigError where one is not known."""
+    """Return the rows of a list such as ``mce-auto,dpsgd``, all without one; raises ConfigError for an unknown one."""
     wanted = [name.strip() for name in names.split(",")] if names else list(ROWS)
     for name in wanted:
         if name not in ROWS:
@@ -119,13 +119,13 @@ def chosen(names: str | None) -> list[Row]:
 
 @dataclass(frozen=True)
 class RowResult:
-    """What was measured of one row. None: there is no such figure.
+    """The figures of one row. None: there is no such figure.
 
-    ``evaluated`` says when accuracy was taken: after the exchange, or, for baselines that are better so, before it,
-    after the local steps; ``accuracy_other`` is the other one. ``curve`` holds, by round, message bytes so far and mean
-    personal accuracy. ``bits`` are payload bits per weight, directed edge and round; ``bounds`` the entropies of the
-    same masks in the same unit, given the last one and the last two. Shares are of the time of a round, waiting
-    included, evaluation not. ``same_masks``: in each round each peer's mask has the digest of the bitpack run's.
+    ``evaluated`` says when accuracy was measured: after the exchange, or, for baselines that do better there, between
+    the local steps and the exchange; ``accuracy_other`` is the other one. ``curve`` holds, by round, message bytes so
+    far and mean personal accuracy. ``bits`` are payload bits per weight, directed edge and round; ``bounds`` the
+    entropies of the same masks in the same unit, given the last one and the last two. Shares are of the time of a
+    round, with waiting, without evaluation. ``same_masks``: all masks have the digests of the bitpack run's.
     """
 
     row: str
@@ -156,7 +156,7 @@ class RowResult:
 
     @property
     def late(self) -> int:
-        """The round from which on masks count as settled."""
+        """The first round in which masks count as settled."""
         rounds = len(self.bits)
         return 10 if rounds >= 13 else min(3, rounds - 1)
 
@@ -169,16 +169,16 @@ class RowResult:
         return fmean(given[ORDERS.index(order)] for given in self.bounds[round_:]) if self.bounds else None
 
     def ratio_from(self, round_: int, order: int) -> float | None:
-        """Return how many times the entropy was spent."""
+        """Return the bits as a multiple of the entropy."""
         bound = self.bound_from(round_, order)
         return self.bits_from(round_) / bound if bound else None
 
     def bytes_to(self, accuracy: float) -> int | None:
-        """Return the message bytes after which the mean personal accuracy first was so high."""
+        """Return the message bytes after which the mean personal accuracy first reached ``accuracy``."""
         return next((sent for _, sent, mean in self.curve if mean >= accuracy - 1e-9), None)
 
     def record(self) -> dict[str, Any]:
-        """Return all figures by name: lists by round but the digests, and what follows from them."""
+        """Return all figures by name: the lists by round except the digests, and what follows from them."""
         told = {key: value for key, value in vars(self).items() if key not in ("bits", "bounds", "digests")}
         told |= {"bits_by_round": self.bits, "bounds_by_round": self.bounds, "late_from_round": self.late}
         for name, start in (("", 0), ("late_", self.late)):
@@ -240,12 +240,12 @@ def _sent(event: Joined | RoundReport) -> tuple[int, int]:
 
 
 def _told(step: Sequence[RoundReport]) -> list[float]:
-    """Return the peers' personal accuracies of a round, none where it was not evaluated."""
+    """Return the peers' personal accuracies of a round, none if it was not evaluated."""
     return [report.accuracy_personal for report in step if report.accuracy_personal is not None]
 
 
 def _before(folder: RunFolder, joined: Sequence[Joined]) -> dict[int, list[float]]:
-    """Return the peers' personal accuracies before the exchange by round; empty where nobody wrote them."""
+    """Return the peers' personal accuracies before the exchange by round; empty if nobody wrote them."""
     shares: dict[int, dict[int, float]] = {}
     for peer in {event.peer for event in joined}:
         if (file := before_exchange(folder, peer)).exists():
@@ -256,7 +256,7 @@ def _before(folder: RunFolder, joined: Sequence[Joined]) -> dict[int, list[float
 
 
 def _bounds(folder: RunFolder, joined: Sequence[Joined], edges_weights: int) -> list[list[float]]:
-    """Give, by round, the masks' entropies in bits per weight, each mask as often as it has receivers."""
+    """Return, by round, the masks' entropies in bits per weight, each mask counted once per receiver."""
     total: NDArray[np.float64] | None = None
     for event in joined:
         if (file := _masks_file(folder, event.peer)).exists():
@@ -281,7 +281,7 @@ def run_rows(
     tune: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[RowResult]:
-    """Run rows one after the other and give their figures; ends early where a run is interrupted or ``stop`` is set.
+    """Run rows one after the other and yield their figures; ends early if a run is interrupted or ``stop`` is set.
 
     With ``tune`` a baseline runs at each rate of RATES, and the one that ends with the best personal accuracy counts.
     """
@@ -306,7 +306,7 @@ def run_rows(
 
 
 def compare(measured: Sequence[RowResult], target: float | None) -> list[RowResult]:
-    """Fill in what takes two rows: whether masks are the same, and what it takes to get as far as D-PSGD."""
+    """Fill in what needs two rows: whether masks are the same, and the cost of D-PSGD's accuracy."""
     by_name = {figures.row: figures for figures in measured}
     reference, yardstick = by_name.get(REFERENCE), by_name.get(YARDSTICK)
     least = yardstick.bytes_to(yardstick.accuracy_personal) if yardstick else None

@@ -1,10 +1,10 @@
 """Other ways to learn together: what MCE-PL is compared with. Each is a ``peer.Method``, in the same loop as MCE-PL.
 
-Here weights and biases learn, from torch's own initialisation drawn from the run's seed, by SGD with momentum that each
-peer keeps to itself. Peers start alike, so first weights are never sent. ``codings`` has what goes on the wire.
+Here weights and biases are trained, from torch's own initialisation drawn from the run's seed, by SGD with a momentum
+that is never sent. Peers start with equal weights, so first weights are never sent. ``codings`` has the wire format.
 
-Each method's learning rate is that of RATES with which it ends best by ``dslth bench comm -t ring --tune`` (digits, 20
-rounds); for DisPFL the next lower, because it ends .002 below that one there and well above it on Fashion-MNIST.
+Each method's learning rate is the one of RATES with which it ends best in ``dslth bench comm -t ring --tune`` (digits,
+20 rounds); for DisPFL the next lower one, which ends .002 lower there but much higher on Fashion-MNIST.
 """
 
 import json
@@ -44,18 +44,18 @@ State = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Compared:
-    """Makes one of METHODS for a peer, at its own learning rate or another one; see ``PeerJob.method``."""
+    """Makes one of METHODS for a peer, with its own learning rate or another one; see ``PeerJob.method``."""
 
     method: str
     lr: float | None = None
 
     def __call__(self, job: PeerJob) -> "_Sgd[Any]":
-        """Return what the peer learns by."""
+        """Return the peer's method."""
         return METHODS[self.method](job, self.lr)
 
 
 def before_exchange(folder: RunFolder, peer: int) -> Path:
-    """Where a peer's accuracies after local steps, before the exchange, are: JSON lines [round, personal, global]."""
+    """Return the file of a peer's accuracies before each exchange: JSON lines [round, personal, global]."""
     return folder.path / "peers" / f"before-{peer}.jsonl"
 
 
@@ -80,7 +80,7 @@ class _Net:
 
 
 class _Sgd(ABC, Generic[S]):
-    """What one peer learns and says, see ``peer.Method``. ``x`` is its model, flat; ``weights`` how much others count.
+    """What one peer learns and sends, see ``peer.Method``. ``x`` is its model, flat; ``weights`` those of neighbours.
 
     The weights are Metropolis-Hastings: ``1 / (1 + max(degree_i, degree_j))``, the rest is the peer's own.
     """
@@ -121,7 +121,7 @@ class _Sgd(ABC, Generic[S]):
         return len(self._samples)
 
     def local_update(self, round_: int) -> tuple[S, float]:
-        """Take the round's local steps, on the batches that MCE-PL takes; return what to send and the mean loss."""
+        """Take the round's local steps, on the same batches as MCE-PL; return what to send and the mean loss."""
         losses = []
         with threads(self._device.threads):
             for step in range(self._experiment.algorithm.local_steps):
@@ -139,12 +139,12 @@ class _Sgd(ABC, Generic[S]):
         self.x = self.x - self.rate * self.velocity
 
     def fine_tune(self, received: Mapping[int, S]) -> None:
-        """Take in what the neighbours that are there said."""
+        """Use the messages that came from neighbours."""
         with threads(self._device.threads):
             self._mix(received)
 
     def evaluate(self) -> Accuracies:
-        """Classify both test sets with the model; note what it was before the exchange."""
+        """Classify both test sets with the model; write down the accuracies before the exchange."""
         with threads(self._device.threads):
             learned = self._accuracies(self._learned)
             with self._before.open("a", encoding="utf-8") as file:
@@ -159,16 +159,16 @@ class _Sgd(ABC, Generic[S]):
         return {"x": self.x.numpy(), "velocity": self.velocity.numpy()}
 
     def restore(self, state: State) -> None:
-        """Go on from a state; KeyError where it is not one of this method."""
+        """Take up a state; raises KeyError if it is not one of this method."""
         self.x, self.velocity = torch.from_numpy(state["x"]), torch.from_numpy(state["velocity"])
 
     def result(self) -> tuple[S, None]:
-        """Return the model in the form of a message; a ticket is of a mask, so there is none."""
+        """Return the model as a message, and no ticket, which only masks have."""
         return self._message(), None
 
     @abstractmethod
     def _message(self) -> S:
-        """Return the model as it is, in the form of a message."""
+        """Return the current model as a message."""
 
     @abstractmethod
     def _say(self, round_: int) -> S:
@@ -176,11 +176,11 @@ class _Sgd(ABC, Generic[S]):
 
     @abstractmethod
     def _mix(self, received: Mapping[int, S]) -> None:
-        """Take in what the neighbours that are there said."""
+        """Mix the model with the messages that came from neighbours."""
 
 
 class _Dense(_Sgd[Model]):
-    """Says all parameters, as numbers of one kind."""
+    """Sends all parameters, as numbers of one kind."""
 
     number: ClassVar[str] = "<f4"
     _said: Model
@@ -201,7 +201,7 @@ class _Dense(_Sgd[Model]):
 
 
 class Alone(_Dense):
-    """No exchange: what weights learn from a peer's own samples, for telling what the others' exchange is worth."""
+    """No exchange: SGD on a peer's own samples, to show what the others' exchange is worth."""
 
     name = "sgd-alone"
     lr = 0.03
@@ -213,8 +213,8 @@ class Alone(_Dense):
 class Dpsgd(_Dense):
     """D-PSGD (Lian et al. 2017): after its local steps a peer averages its float32 model with its neighbours'.
 
-    Written as ``x_i += pace * sum_j W_ij (said_j - said_i)`` over what has been said on the wire, which is the same for
-    exact messages and keeps the network's mean where messages are rounded (Koloskova et al. 2019, CHOCO).
+    Written as ``x_i += pace * sum_j W_ij (said_j - said_i)``, where ``said`` is what was sent: the same for exact
+    messages, and it keeps the network's mean if messages are rounded (Koloskova et al. 2019, CHOCO).
     """
 
     name = "dpsgd"
@@ -235,7 +235,7 @@ class HalfDpsgd(Dpsgd):
 
 
 class TopKDpsgd(Dpsgd):
-    """CHOCO-SGD (Koloskova et al. 2019): the SHARE largest differences to what was said; what is left out adds up."""
+    """CHOCO-SGD (Koloskova et al. 2019): the SHARE largest differences to what was sent; the rest adds up."""
 
     name = "dpsgd-topk"
     pace = 0.3
@@ -252,17 +252,17 @@ class TopKDpsgd(Dpsgd):
         return self._said
 
     def state(self) -> State:
-        """Return what was learned between two rounds, and what was said of it."""
+        """Return what was learned between two rounds, and what of it was sent."""
         return {**super().state(), "said": self._said.values}
 
     def restore(self, state: State) -> None:
-        """Go on from a state; KeyError or ValueError where it is not one of this method."""
+        """Take up a state; raises KeyError or ValueError if it is not one of this method."""
         super().restore(state)
         self._said = Model(state["said"].tobytes(), self.net.layout)
 
 
 class DisPfl(_Sgd[SparseModel]):
-    """DisPFL (Dai et al. 2022): a personal sparse model; the average at a weight is over who keeps it.
+    """DisPFL (Dai et al. 2022): a personal sparse model; a weight is averaged over the peers that keep it.
 
     Each round the ``PRUNED * (1 + cos(pi t/T)) / 2`` smallest kept weights of a layer are dropped and as many grown
     where the last dense gradient is largest. Densities are the peer's of MCE-PL; biases are dense.
@@ -304,7 +304,7 @@ class DisPfl(_Sgd[SparseModel]):
         return self._message()
 
     def _prune_and_grow(self, share: float) -> None:
-        self.mask = self.mask.clone()  # the one before may be in a state that is gone back to
+        self.mask = self.mask.clone()  # the old one may be in a state to restore
         parts = (torch.split(vector, list(self.net.layout.lengths)) for vector in (self.mask, self.x, self._gradient))
         for mask, x, gradient in zip(*parts, strict=True):  # views: what is set here is set in self.mask
             count = int(share * int(mask.sum()))
@@ -325,7 +325,7 @@ class DisPfl(_Sgd[SparseModel]):
         return {**super().state(), "mask": self.mask.float().numpy()}
 
     def restore(self, state: State) -> None:
-        """Go on from a state; KeyError where it is not one of this method."""
+        """Take up a state; raises KeyError if it is not one of this method."""
         super().restore(state)
         self.mask = torch.from_numpy(state["mask"]).bool()
 

@@ -114,15 +114,15 @@ def resume(
 
 def simulate(
     seeds: Annotated[str, typer.Option(metavar="A..B", help="The first and the last seed to play.")] = "1..1000",
-    seed: Annotated[int | None, typer.Option(min=0, help="Play this one alone, and print all that happens.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Play this seed only, and print all that happens.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Play runs of 5 to 20 peers with faults, each drawn from a seed, on a virtual network and clock.
 
-    The peers speak the protocol of real ones; what they learn is made up. Messages are lost, doubled, swapped, late and
-    damaged, connections break, peers crash and go on from checkpoints, stand still, are slow or begin late. Ends with 1
-    where a mask differs from the one sent, a patient run from the undisturbed one, where a peer waits too long, does
-    not end, hears a neighbour no more, or pace costs bytes; prints how to replay it.
+    The peers use the real protocol; what they learn is made up. Messages are lost, doubled, swapped, late and damaged,
+    connections break, peers crash and resume from checkpoints, pause, are slow or begin late. Ends with 1 if a mask
+    differs from the one sent, a run without deadline from the undisturbed one, if a peer waits too long, does not end,
+    no longer hears a neighbour, or if pace costs bytes; prints how to replay it.
     """
     from dslth.bench.stress import simulate as simulated
 
@@ -148,7 +148,7 @@ def simulate(
         record = {"runs": len(outcomes), "masks": masks, "violations": [outcome.record() for outcome in failed]}
         print(json.dumps(record))  # noqa: T201
     else:
-        out.print(f"{len(outcomes):,} runs, {masks:,} masks; what must hold did not in {len(failed):,} runs")
+        out.print(f"{len(outcomes):,} runs, {masks:,} masks; an invariant was violated in {len(failed):,} runs")
     _judge("simulate", {"all invariants hold": not failed})
 
 

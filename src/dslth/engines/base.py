@@ -1,4 +1,4 @@
-"""What a peer is given, how one is run, and what runs all of them: the interface of an engine."""
+"""What a peer is given, how one peer is run, and the interface of an engine, which runs all of them."""
 
 import signal
 import threading
@@ -31,8 +31,8 @@ __all__ = ["Engine", "Failure", "PeerJob", "Surroundings", "end_on_signals", "pr
 
 
 def mask_learner(job: "PeerJob") -> "Learner":
-    """Return what learns a mask, as the paper does."""
-    from dslth.learner import Learner  # torch is heavy: only who learns loads it
+    """Return the method of the paper, which learns a mask."""
+    from dslth.learner import Learner  # torch is heavy: loaded only when needed
 
     return Learner(job.peer, job.topology.peers, job.run.experiment, job.run.device(job.peer))
 
@@ -41,10 +41,10 @@ def mask_learner(job: "PeerJob") -> "Learner":
 class PeerJob:
     """What a peer is given; all of it can go to another process, or to another machine.
 
-    ``listen`` is the address to listen on, ``advertise`` the peer's own where that is not what its neighbours know.
+    ``listen`` is the address to listen on, ``advertise`` the peer's own address if its neighbours know another.
     ``faults`` happen to what it sends. ``forget``: its checkpoints are removed when it has played all rounds and left.
-    ``method`` makes what it learns by. ``surround`` changes its surroundings, in its own process, before it begins:
-    benchmarks watch a peer by it, or lead it to its neighbours another way.
+    ``method`` makes its Method. ``surround`` changes its surroundings, in its own process, before it begins:
+    benchmarks use it to watch a peer, or to put relays between peers.
     """
 
     peer: int
@@ -64,9 +64,9 @@ class PeerJob:
 class Surroundings:
     """What a peer finds in its process; none of it can go to another.
 
-    ``stop`` asks it to end. ``meet`` is told the address that the peer listens on and returns those of all peers;
-    nothing in the folder has been touched before. ``sinks`` take its reports, besides its file in the folder; who made
-    them closes them. ``network`` is that of a run in one process; without one the peer talks ZeroMQ.
+    ``stop`` asks it to end. ``meet`` takes the address that the peer listens on and returns those of all peers; before
+    it is called, nothing in the folder is touched. ``sinks`` take its reports, besides its file in the folder; their
+    maker closes them. ``network`` is that of a run in one process; without one the peer uses ZeroMQ.
     """
 
     stop: threading.Event
@@ -76,9 +76,9 @@ class Surroundings:
 
 
 def run_peer(job: PeerJob, surroundings: Surroundings) -> Finished:
-    """Run one peer in this thread, from listening to its ticket; it goes on from a checkpoint in the folder.
+    """Run one peer in this thread, from listening to its ticket; it resumes from a checkpoint in the folder, if any.
 
-    The peer's files in the folder are its own until it ends; raises BusyError where another process is that peer.
+    The peer's files in the folder are locked until it ends; raises BusyError if another process is that peer.
     """
     from dslth import wire
     from dslth.exchange.protocol import Place
@@ -126,18 +126,18 @@ class Failure:
     text: str
     trace: str = ""
     killed: bool = False
-    """Whether its process was killed by signal 9, as the kernel does where memory runs out."""
+    """Whether its process was killed by signal 9, as the kernel does when memory runs out."""
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """Return what an error comes to; of one that is not ours the traceback is kept."""
+        """Return an error as a Failure; if it is not a DslthError, the traceback is kept."""
         if isinstance(error, DslthError):
             return cls(error.exit_code, str(error))
         return cls(PeerFailedError.exit_code, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 class Engine(Protocol):
-    """What runs the peers of a run, from its jobs; making it starts all of them.
+    """What runs the peers of a run, from their jobs; making an engine starts all of them.
 
     ``met``: all know each other's addresses.
     """
@@ -148,16 +148,16 @@ class Engine(Protocol):
         """Wait up to ``timeout`` seconds for reports."""
 
     def running(self) -> set[int]:
-        """Return the peers that are there."""
+        """Return the peers that are running."""
 
     def restart(self, peer: int) -> None:
-        """Start a peer again that failed."""
+        """Restart a peer that failed."""
 
     def ask_to_end(self) -> None:
-        """Have all peers end in good order."""
+        """Ask all peers to end properly."""
 
     def end(self) -> None:
-        """End who is left, and let everything go."""
+        """End the peers that are left, and close everything."""
 
     def failures(self) -> dict[int, Failure]:
         """Return the peers that failed, and why."""
@@ -171,7 +171,7 @@ def preflight(
 ) -> str:
     """Check, before anything starts, what would fail in every peer: limits, ids, addresses, data, partition.
 
-    ``peer`` is the one that is to run here, None for all. Return a note for the person, or an empty text.
+    ``peer`` is the one that will run here, None for all. Return a note for the user, or an empty text.
     """
     limits.provide(topology, peer)
     run.check_peers(topology.peers)
@@ -191,7 +191,7 @@ def preflight(
 
 @contextmanager
 def end_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM set ``stop`` in place of cutting through what is going on."""
+    """Let Ctrl-C and SIGTERM set ``stop`` instead of interrupting the program."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.set()

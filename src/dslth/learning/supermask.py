@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FrozenNet:
-    """A network whose convolution and linear ``weights`` (one tensor a layer, in order) never change."""
+    """A network whose convolution and linear ``weights`` (one tensor per layer, in order) never change."""
 
     module: nn.Module
     names: tuple[str, ...]
@@ -74,7 +74,7 @@ def freeze(module: nn.Module, seed: int, init: Init, density: config.Density) ->
 def densities(density: config.Density, shapes: Sequence[tuple[int, ...]]) -> tuple[float, ...]:
     """Return the density of each layer; layers of more than two dimensions are convolutions.
 
-    Raises ConfigError where a list of densities does not fit the layers.
+    Raises ConfigError if a list of densities does not fit the layers.
     """
     if isinstance(density, float | int):
         return (float(density),) * len(shapes)
@@ -124,7 +124,7 @@ def top_k(scores: Tensor, k: float) -> Tensor:
 
 
 def structured(mask: Tensor, min_filter_weights: int) -> Tensor:
-    """Drop every filter (convolution output channel, linear row) that keeps at most so many weights; 0: none."""
+    """Drop every filter (conv output channel, linear row) that keeps at most ``min_filter_weights``; 0: none."""
     if min_filter_weights == 0:
         return mask
     kept = mask.flatten(1).sum(1)

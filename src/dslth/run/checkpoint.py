@@ -1,7 +1,7 @@
-"""Checkpoints of a peer: what it needs to go on where it was, as safetensors; no pickle.
+"""Checkpoints of a peer: what it needs to resume, as safetensors; no pickle.
 
-A checkpoint is written beside the last one, synced to disk and renamed into place, so that at any moment a whole one is
-there. The last two are kept: where the newer cannot be read, the older one serves.
+A checkpoint is written beside the last one, synced to disk and renamed into place, so that there is a whole one at any
+moment. The last two are kept: if the newer cannot be read, the older is used.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ class Checkpoints:
         return sorted((path for path in self.folder.glob("round-*.safetensors") if path.is_file()), reverse=True)
 
     def save(self, checkpoint: Checkpoint[M]) -> None:
-        """Write a checkpoint and forget all but the last two; raises OSError where the disk does not take it."""
+        """Write a checkpoint and remove all but the last two; raises OSError if it cannot be written."""
         tensors: dict[str, NDArray[np.generic]] = dict(checkpoint.tensors)
         for round_, message in checkpoint.sent:
             tensors[f"sent.{round_}"] = np.frombuffer(message.pack(), np.uint8)
@@ -79,14 +79,14 @@ class Checkpoints:
             old.unlink()
 
     def _unfinished(self) -> list[Path]:
-        """Return what is left of checkpoints in whose midst the process was killed."""
+        """Return the remains of checkpoints that were being written when the process was killed."""
         return list(self.folder.glob(".round-*"))
 
     def load(self, run: str, unpack: Callable[[bytes], M]) -> tuple[Checkpoint[M] | None, list[str]]:
-        """Read the newest whole checkpoint, with a note for each that is not; None where there are none.
+        """Read the newest whole checkpoint; return it, None if there are none, and a note for each damaged one.
 
-        ``unpack`` reads a message's packed form, ValueError where it is none. Raises CheckpointError where the
-        checkpoint belongs to another run, or where none can be read.
+        ``unpack`` reads a message's packed form, and raises ValueError if it is not one. Raises CheckpointError if the
+        checkpoint belongs to another run, or if none can be read.
         """
         notes: list[str] = []
         for path in self.files():
@@ -95,16 +95,16 @@ class Checkpoints:
             except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
                 notes.append(f"{path} cannot be read ({str(error) or type(error).__name__})")
         if notes:
-            raise CheckpointError(f"{notes[0]}, and there is no other; remove it to begin anew")
+            raise CheckpointError(f"{notes[0]}, and there is no other; remove it to start over")
         return None, notes
 
     def clear(self) -> None:
-        """Forget all, and where they were."""
+        """Remove all checkpoints, and their folder."""
         with suppress(OSError):
             for path in [*self.files(), *self._unfinished()]:
                 path.unlink(missing_ok=True)
             self.folder.rmdir()
-            self.folder.parent.rmdir()  # where this peer's were the last
+            self.folder.parent.rmdir()  # fails while other peers have some
 
 
 def _read(path: Path, run: str, unpack: Callable[[bytes], M]) -> Checkpoint[M]:
@@ -112,13 +112,13 @@ def _read(path: Path, run: str, unpack: Callable[[bytes], M]) -> Checkpoint[M]:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
     if metadata["version"] != str(VERSION):
-        raise CheckpointError(f"{path} is of another version of dslth; remove it to begin anew")
+        raise CheckpointError(f"{path} is of another version of dslth; remove it to start over")
     if metadata.pop("digest") != _digest(metadata, tensors):
         raise ValueError("damaged")
     if metadata["run"] != run:
         raise CheckpointError(
             f"{path} belongs to another run: other seed, data, model, algorithm or graph; "
-            f"choose another --out, or remove {path.parent} to begin anew"
+            f"choose another --out, or remove {path.parent} to start over"
         )
     sent = {int(key.removeprefix("sent.")): value for key, value in tensors.items() if key.startswith("sent.")}
     return Checkpoint(
