@@ -1,1 +1,1 @@
-"""What peers say to each other, and when."""
+"""The exchange of masks: what peers send each other, and when."""

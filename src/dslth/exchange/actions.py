@@ -1,4 +1,4 @@
-"""What a peer's exchange wants done; see ``protocol``."""
+"""The actions that a peer's exchange asks for; see ``protocol``."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["Action", "Answer", "Connect", "CountLinks", "Identify", "Notice", "R
 
 @dataclass(frozen=True)
 class Connect:
-    """Connect to a neighbour, in place of where it was before (empty: for the first time)."""
+    """Connect to a neighbour at an address, instead of ``before`` (empty: for the first time)."""
 
     neighbour: int
     address: str
@@ -46,12 +46,12 @@ class Identify:
 
 @dataclass(frozen=True)
 class CountLinks:
-    """Read the counters of all connections while they are there: who leaves takes its own along."""
+    """Read the counters of all connections while they exist: those of a closed connection are lost."""
 
 
 @dataclass(frozen=True)
 class Took:
-    """Count a message that was taken in."""
+    """Count a message that was accepted."""
 
     neighbour: int
     kind: Kind
@@ -60,14 +60,14 @@ class Took:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Count a message that was not taken in."""
+    """Count a message that was refused."""
 
     reason: Refusal
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Report something out of the ordinary."""
+    """Report something unusual."""
 
     what: Happening
     round: int

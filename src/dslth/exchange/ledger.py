@@ -1,4 +1,4 @@
-"""What a peer counts, and the reports made of it: bytes by edge, refusals by name, seconds by phase, events."""
+"""What a peer counts, and its reports of it: bytes by edge, refusals by name, seconds by phase, events."""
 
 import math
 import time
@@ -29,7 +29,7 @@ class _Edge:
 
 
 class Ledger:
-    """The books of one peer; every report goes to all ``sinks``."""
+    """The counters of one peer; every report goes to all ``sinks``."""
 
     def __init__(self, peer: int, neighbours: Iterable[int], transport: Transport, sinks: Sequence[Sink]) -> None:
         self._peer, self._transport, self._sinks = peer, transport, sinks
@@ -51,22 +51,22 @@ class Ledger:
         edge.payload_sent += len(frames[1]) if mask else 0
 
     def received(self, neighbour: int, frames: Sequence[bytes], *, mask: bool = False) -> None:
-        """Count a message that was taken in."""
+        """Count a message that was accepted."""
         edge = self._edges[neighbour]
         edge.message_received += sum(map(len, frames))
         edge.payload_received += len(frames[1]) if mask else 0
 
     def refuse(self, reason: Refusal) -> None:
-        """Count a message that was not taken in."""
+        """Count a message that was refused."""
         self._refused[reason] += 1
 
     @property
     def refused(self) -> dict[str, int]:
-        """Count what was refused, by reason, by the peer and by its transport, restarts included."""
+        """Count what the peer and its transport refused, by reason, also before restarts."""
         return dict(self._before + self._refused + Counter(self._transport.refused()))
 
     def restore(self, refused: Mapping[str, int], last_sent: Message | None) -> None:
-        """Go on counting where the peer was before a restart."""
+        """Continue counting where the peer was before a restart."""
         self._before = Counter(refused)
         self._last_sent = last_sent
 
@@ -152,7 +152,7 @@ class Ledger:
         return finished
 
     def notice(self, what: Happening, round_: int, neighbour: int | None = None, detail: str = "") -> None:
-        """Report something out of the ordinary."""
+        """Report something unusual."""
         self._emit(
             Noticed(peer=self._peer, time=time.time(), round=round_, what=what, neighbour=neighbour, detail=detail)
         )
@@ -171,7 +171,7 @@ class Ledger:
 
 
 def _memory() -> int:
-    """Return the resident memory of this process, in bytes; 0 where strangers' connections use up all descriptors."""
+    """Return the resident memory of this process, in bytes; 0 if strangers' connections use up all descriptors."""
     try:
         return int(psutil.Process().memory_info().rss)
     except (OSError, psutil.Error):

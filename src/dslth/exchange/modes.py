@@ -1,4 +1,4 @@
-"""The round modes: whom a round waits for, how long, and what it takes in. One small object each."""
+"""The round modes: which neighbours a round waits for, how long, and which masks it uses. One small object each."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median_low
@@ -12,9 +12,9 @@ __all__ = ["BEHIND", "PROBATION", "Async", "Deadline", "Patient", "Sync", "middl
 BEHIND = 1
 """Rounds that a peer may be behind its neighbours without skipping any."""
 PROBATION = 32
-"""Rounds that pass after a neighbour's second loss until it is waited for once more; twice as many with each further.
+"""Rounds that pass after a neighbour's second loss until it is waited for again; twice as many with each further loss.
 
-Its masks count meanwhile, where they come in time. Who only says that it is there, over and over, holds nobody up.
+Its masks still count if they come in time. So a neighbour that only keeps saying hello delays nobody.
 """
 
 M = TypeVar("M")
@@ -22,34 +22,34 @@ Many = Sequence[Neighbour[Any]]
 
 
 class Sync:
-    """All who are there are waited for, up to the deadline; who misses it is not, until it is heard of again."""
+    """Wait for all, up to the deadline; for a neighbour that missed it not again until it is heard again."""
 
     patient = False
     in_step = True
-    """Whether a mask belongs to the round that it is of."""
+    """Whether a mask is used only in its own round."""
     begins_alone = False
-    """Whether a new peer begins with those who are there, where some do not come within the join time-out."""
+    """Whether a new peer begins without the neighbours that do not come within the join time-out."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
 
     def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
-        """Return the neighbours to wait for: in this round or before it, and their mask is not here."""
+        """Return the neighbours to wait for: those in this round or before it whose mask has not come."""
         return [n for n in neighbours if n.lacks(round_) and not n.has_skipped(round_)]
 
     def lose(self, neighbour: Neighbour[Any]) -> None:
-        """Take it that a neighbour missed the deadline."""
+        """Note that a neighbour missed the deadline."""
         neighbour.state = State.LOST
 
     def trusts(self, neighbour: Neighbour[Any], round_: int) -> bool:
-        """Return whether a neighbour is worth waiting for: each time that it was lost it has to wait longer itself."""
+        """Return whether a neighbour may be waited for: after each loss it is on probation for longer."""
         probation = PROBATION * 2 ** (neighbour.losses - 2) if neighbour.losses > 1 else 0
         return round_ >= (round_ if neighbour.missed_in is None else neighbour.missed_in) + probation
 
     def awaited_from(self, neighbour: Neighbour[Any], claimed: int, round_: int) -> int | None:
-        """Return from which round on to wait for a neighbour that says hello and is in round ``claimed``, if at all.
+        """Return the round from which to wait for a neighbour that says hello in round ``claimed``; None: not at all.
 
-        Whoever is further behind skips rounds, and says by its first mask which is the next that it plays.
+        A neighbour that is further behind skips rounds; its first mask shows the next round that it plays.
         """
         near = claimed >= round_ - BEHIND
         return round_ + bool(round_) if near and self.trusts(neighbour, round_) else None
@@ -63,12 +63,12 @@ class Sync:
         return middle([neighbour.heard for neighbour in there], round_)
 
     def stays_for(self, neighbours: Many, connected: frozenset[int]) -> Many:
-        """Return the neighbours for whom a peer stays that has played all rounds: those that have not said bye."""
+        """Return the neighbours for which a finished peer stays: those that have not said bye."""
         return [neighbour for neighbour in neighbours if neighbour.state is State.AWAITED]
 
 
 class Patient(Sync):
-    """Sync without a deadline: who is lost is waited for until it is back, and no round is skipped."""
+    """Sync without a deadline: a lost neighbour is waited for until it is back, and no round is skipped."""
 
     patient = True
 
@@ -76,21 +76,21 @@ class Patient(Sync):
         super().__init__(float("inf"))
 
     def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
-        """Return those whose mask is not here: nobody skips a round, a later mask says that this one is lost."""
+        """Return those whose mask has not come: nobody skips a round, so a later mask shows that this one is lost."""
         return [neighbour for neighbour in neighbours if neighbour.lacks(round_)]
 
     def awaited_from(self, neighbour: Neighbour[Any], claimed: int, round_: int) -> int | None:
-        """Return this round: whoever comes is waited for."""
+        """Return this round: every neighbour is waited for."""
         return round_
 
     def shown(self, there: Many, round_: int) -> int:
-        """Return the peer's own round: nobody goes on without it."""
+        """Return the peer's own round: no other peer continues without it."""
         return round_
 
     def stays_for(self, neighbours: Many, connected: frozenset[int]) -> Many:
-        """Return those that have not said bye, or are there and have not heard this peer's.
+        """Return those that have not said bye, or are connected and have not heard this peer's.
 
-        What was sent last may have to come again.
+        What was sent last may have to be sent again.
         """
         return [
             n
@@ -100,28 +100,28 @@ class Patient(Sync):
 
 
 class Deadline(Sync):
-    """All who are connected are waited for, each round anew, up to the deadline."""
+    """Wait in each round for all neighbours that are connected, up to the deadline."""
 
     begins_alone = True
 
     def missing(self, neighbours: Many, round_: int, connected: frozenset[int]) -> Many:
-        """Return those to wait for who are connected."""
+        """Return the neighbours to wait for that are connected."""
         return [n for n in super().missing(neighbours, round_, connected) if n.id in connected]
 
     def lose(self, neighbour: Neighbour[Any]) -> None:
-        """Wait for it in the next round all the same."""
+        """Do nothing: it is waited for in the next round all the same."""
 
     def trusts(self, neighbour: Neighbour[Any], round_: int) -> bool:
-        """Return True once a round at most: nobody waits long for it, it may come and go."""
+        """Return True, but only once per round: nobody waits long for it, so it may come and go."""
         return _not_missed_in(neighbour, round_)
 
     def stays_for(self, neighbours: Many, connected: frozenset[int]) -> Many:
-        """Return those who are connected and have not said bye."""
+        """Return the neighbours that are connected and have not said bye."""
         return [n for n in super().stays_for(neighbours, connected) if n.id in connected]
 
 
 class Async(Sync):
-    """Nobody is waited for: a round takes each neighbour's newest mask, unless it is too old."""
+    """Wait for nobody: a round uses each neighbour's newest mask, unless it is too old."""
 
     in_step = False
     begins_alone = True
@@ -136,11 +136,11 @@ class Async(Sync):
         return []
 
     def trusts(self, neighbour: Neighbour[Any], round_: int) -> bool:
-        """Return True once a round at most: nobody waits for it, it may come and go."""
+        """Return True, but only once per round: nobody waits for it, so it may come and go."""
         return _not_missed_in(neighbour, round_)
 
     def awaited_from(self, neighbour: Neighbour[Any], claimed: int, round_: int) -> int | None:
-        """Return the next round, whatever round it is in."""
+        """Return the next round, whatever round the neighbour is in."""
         return round_ + bool(round_) if self.trusts(neighbour, round_) else None
 
     def received(self, neighbours: Iterable[Neighbour[M]], round_: int) -> Mapping[int, M]:
@@ -148,7 +148,7 @@ class Async(Sync):
         return {n.id: n.newest[1] for n in neighbours if n.newest and n.newest[0] >= round_ - self._staleness}
 
     def shown(self, there: Many, round_: int) -> int:
-        """Return where the others were when this peer joined, as masks and words say; from then on its own pace."""
+        """Return, at the start, the round that the others' masks and claims show; later the peer's own round."""
         if not self._arriving:
             return round_
         self._arriving = middle([n.claimed for n in there], round_) > round_ + BEHIND
@@ -160,7 +160,7 @@ def _not_missed_in(neighbour: Neighbour[Any], round_: int) -> bool:
 
 
 def middle(rounds: Iterable[int | None], otherwise: int) -> int:
-    """Return the middle one of some rounds, of two the earlier: a liar cannot push further. None: not known."""
+    """Return the low median of rounds, which a liar can hardly move; None among them counts as ``otherwise``."""
     known = [otherwise if round_ is None else round_ for round_ in rounds]
     return median_low(known) if known else otherwise
 

@@ -1,4 +1,4 @@
-"""What a peer knows of one neighbour."""
+"""What a peer knows about one neighbour."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Timer:
     pause: float = 0.0
 
     def start(self, now: float, pause: float) -> None:
-        """Begin anew: first after ``pause`` seconds."""
+        """Start again: first after ``pause`` seconds."""
         self.at, self.pause = now + pause, pause
 
     def due(self, now: float, growth: float, most: float) -> bool:
@@ -51,9 +51,9 @@ class Timer:
 
 @dataclass(eq=False)
 class Neighbour(Generic[M]):
-    """One neighbour: what it said, which of its masks are here, and what it was told.
+    """One neighbour: what it sent, which of its masks have come, and what was sent to it.
 
-    ``address`` is where it is looked for, ``home`` where the topology says that it is. ``patience`` is after how many
+    ``address`` is where the peer connects to it, ``home`` its address in the topology. ``patience`` is after how many
     seconds it is asked for a mask that does not come.
     """
 
@@ -64,18 +64,18 @@ class Neighbour(Generic[M]):
 
     state: State = State.ABSENT
     first: int = 0
-    """The round from which on it is waited for."""
+    """The first round in which it is waited for."""
     missed_in: int | None = None
-    """The round in which it missed a deadline or left too early; None while nothing is amiss."""
+    """The round in which it missed a deadline or left too early; None while it did neither."""
     losses: int = 0
 
     hello: Hello | None = None
     route: Hashable = None
-    """Where its hello came from: its words must come from there, too."""
+    """The connection of its hello: its other messages must come on the same one."""
     met: set[Kind] = field(default_factory=set)
-    """Hello, welcome: what it has said."""
+    """Which of hello and welcome it has sent."""
     differs: str = ""
-    """How its run differs from this peer's, as its refusal says."""
+    """How its run differs from this peer's, according to its refusal."""
     refused: bool = False
     """Whether it was told that its run is another one."""
     said_bye: bool = False
@@ -84,10 +84,10 @@ class Neighbour(Generic[M]):
     confirmed_bye: bool = False
     """Whether it was told that its bye was heard."""
     back_by: float = float("-inf")
-    """Until when it may come back that has said bye and is not connected."""
+    """Until when it may come back after its bye while it is not connected."""
 
     claimed: int | None = None
-    """The latest round that it said it is in."""
+    """The latest round that it claimed to be in."""
     newest: tuple[int, M] | None = None
     masks: dict[int, M] = field(default_factory=dict)
     """Its masks of this round and later ones."""
@@ -96,14 +96,14 @@ class Neighbour(Generic[M]):
     ungreeted: bool = False
     """Whether this peer's hello could not be handed over."""
     spoken_to: bool = False
-    """Whether anything was said to it since masks were sent again."""
+    """Whether anything was sent to it since masks were sent again."""
     again_at: float = 0.0
     """When masks may be sent to it again."""
     moved_at: float = float("-inf")
     moving: bool = False
-    """Whether it is looked for at a new address and not found there yet."""
+    """Whether it has a new address, and no connection to there yet."""
     to_follow: tuple[str, Hashable] | None = None
-    """A move, and the route that it was said on, that came too soon after the last."""
+    """A move that came too soon after the last one: the new address, and the route that named it."""
     lately: dict[Kind, tuple[int, float]] = field(default_factory=dict)
     """The round and time at which something was last done for it."""
 
@@ -118,11 +118,11 @@ class Neighbour(Generic[M]):
         return self.newest[0] if self.newest else None
 
     def lacks(self, round_: int) -> bool:
-        """Return whether its mask of a round is waited for and not here."""
+        """Return whether its mask of a round is waited for and has not come."""
         return self.state is State.AWAITED and self.first <= round_ and round_ not in self.masks
 
     def has_skipped(self, round_: int) -> bool:
-        """Return whether it went on without sending a mask of a round, as its newest shows where peers skip rounds."""
+        """Return whether it continued without a mask of this round, as its newest shows in modes that skip rounds."""
         return self.newest is not None and self.newest[0] >= round_ + 2
 
     def forget_masks_before(self, round_: int) -> None:

@@ -1,4 +1,4 @@
-"""The I/O around the exchange: one loop that hands it what arrives and carries out what it wants."""
+"""The I/O around the exchange: one loop that delivers what arrives and carries out the actions."""
 
 import threading
 import time
@@ -18,13 +18,13 @@ from dslth.wire import Hello, Kind
 __all__ = ["Neighbours"]
 
 TICK = 0.2
-"""Seconds after which a waiting peer looks whether it was asked to end."""
+"""Seconds after which a waiting peer checks whether it was asked to end."""
 STOPPED_SECONDS = 1.0
-"""A peer that looks up from waiting after longer than this was stopped, or its machine was."""
+"""Seconds: if one step of waiting took longer, the peer or its machine was stopped."""
 
 
 class Neighbours(Generic[M, C]):
-    """A peer's neighbours, over a transport that listens already; what is waited for ends early when ``stop`` is set.
+    """A peer's neighbours, over a transport that already listens; waiting ends early when ``stop`` is set.
 
     ``sizes`` are the weights of each masked layer, ``ones`` those that this peer's masks keep. ``settings`` are what
     peers must share besides the run's.
@@ -82,7 +82,7 @@ class Neighbours(Generic[M, C]):
         self._run()
 
     def _run(self) -> None:
-        """Let happen what happens until what was begun is over, or the peer is asked to end."""
+        """Run the phase that was begun until it is over, or the peer is asked to end."""
         self._carry_out()
         while self.exchange.busy and not self._stop.is_set():
             now = time.monotonic()

@@ -1,14 +1,14 @@
-"""What a peer says to its neighbours, and when: events in, actions out; no socket, no thread, no clock of its own.
+"""What a peer sends to its neighbours, and when: events in, actions out; no socket, no thread, no clock of its own.
 
-A peer is in one phase at a time. What it wants begins a phase (``join``, ``gather``, ``leave``), what happens moves it
-on (``connections``, ``deliver``, ``tick``), and ``busy`` tells until when. Each call may add to ``actions``, which
-whoever runs the exchange carries out. While a peer learns, between two phases, nothing happens to it.
+A peer is in one phase at a time. A wish of the peer begins a phase (``join``, ``gather``, ``leave``), events move it on
+(``connections``, ``deliver``, ``tick``), and it lasts while the exchange is ``busy``. Each call may add to ``actions``,
+which the caller carries out. While a peer learns, between two phases, no events are handled.
 
 ::
 
     join()    JOINING    hello until every neighbour has said it too and welcomed this peer, or the time-out
-              LOOKING    a peer that comes late waits a moment for masks that show where the others are
-    gather()  GATHERING  the round's masks, until all who are there have sent theirs, or the deadline
+              LOOKING    a peer that comes late waits a moment for masks that show which round the others are in
+    gather()  GATHERING  the round's masks, until all neighbours that are waited for have sent theirs, or the deadline
     leave()   LEAVING    bye until the neighbours have said it too, for a while
 
 Nothing that a neighbour does, or fails to do, holds a peer longer than the round's deadline; nothing that arrives
@@ -36,36 +36,36 @@ from dslth.wire import Frames, Header, Hello, Kind, Refusal, Refused
 __all__ = ["Exchange", "Phase", "Place"]
 
 GREET_SECONDS = 2.0
-"""After how long a peer says hello again, or bye, to one that does not answer."""
+"""After how long a peer repeats a hello or a bye that is not answered."""
 ASK_SECONDS = 1.0
-"""After how long a peer asks, at the soonest, for a mask that does not come; twice as long each time."""
+"""After how long, at the earliest, a peer asks for a mask that does not come; twice as long each time."""
 MOST_PATIENT_SECONDS = 60.0
-"""How long it waits at most: it learns a neighbour's pace. Who was asked in vain is given twice as long from then on,
-half as long again where it turns out to be ``QUICK`` times as fast, and the least where something was lost."""
+"""And at the latest. A peer adapts to a neighbour's pace: it doubles this time when it asked in vain, halves it when
+the mask came ``QUICK`` times as fast, and sets it back to the earliest when a message was lost."""
 QUICK = 8
 AGAIN_SECONDS = 1.0
-"""How long a peer at least lets pass within a round until it says again that masks are lost, or sends them again."""
+"""Least time within a round before a peer again reports masks as lost, or sends them again."""
 AGAIN_SHARE = 0.1
-"""Share of its time that a peer at most spends on sending masks again to one neighbour."""
+"""Share of its time, at most, that a peer spends on sending masks again to one neighbour."""
 MOVE_SECONDS = 5.0
-"""How long a peer at least lets pass between two moves of a neighbour."""
+"""Least time between two moves of a neighbour that a peer follows."""
 AHEAD = 8
 """Rounds that a neighbour's mask may be ahead and still be kept for later, besides those between checkpoints."""
 SKIP = 16
 """Rounds that a peer skips at once, at most: a neighbour that lies about the round costs no more than that."""
 EXTRA, EXTRA_SECONDS = 256, 0.5
-"""Messages that a peer takes in at most once a round is over, and for how long, so that a flood does not hold it."""
+"""How many more messages a peer reads once a round is over, and for how long, so that a flood does not hold it."""
 LEAVE_SECONDS = 5.0
-"""How long a peer that is done stays for neighbours that are not."""
+"""How long a finished peer stays for neighbours that are not done."""
 REFUSED_SECONDS = 5.0
-"""How long a peer that was refused stays to say so to those that refused it, should they ask."""
+"""How long a refused peer stays, so that the peers that refused it learn of the refusal too."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A peer's place in a run: who it is, the run, and where its neighbours listen.
+    """A peer's place in a run: its id, the run, and where its neighbours listen.
 
-    ``advertise`` is the peer's own address where that is not what its neighbours know.
+    ``advertise`` is the peer's own address if its neighbours know another.
     """
 
     peer: int
@@ -92,10 +92,10 @@ class Phase(Enum):
 
 
 class Exchange(Generic[M, C]):
-    """One peer's side of the exchange. ``round`` is the one that the peer is in; ``me`` is what it says of itself.
+    """One peer's side of the exchange. ``round`` is the one that the peer is in; ``me`` is its hello.
 
-    ``identity`` are the settings that all peers of a run share. ``clock`` tells seconds that never go back.
-    ``authenticated``: every delivery's speaker is proven; elsewhere ``host_of`` returns the host of a route.
+    ``identity`` are the settings that all peers of a run share. ``clock`` returns seconds that never decrease.
+    ``authenticated``: every delivery's speaker is proven; otherwise ``host_of`` returns the host of a route.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Exchange(Generic[M, C]):
         self._authenticated, self._host_of = authenticated, host_of
         self._rounds, self._largest = experiment.rounds, coding.largest
         self._mode = mode_of(experiment)
-        # a neighbour that was killed goes on from its last checkpoint, and those in its round are one ahead of it
+        # a killed neighbour resumes from its last checkpoint, and peers in its round are one ahead of it
         keep = experiment.checkpoint_every + 2
         self._ahead = AHEAD + keep
         self._outgoing = Outgoing(me.digest, place.peer, coding, me.ones, keep)
@@ -137,21 +137,21 @@ class Exchange(Generic[M, C]):
 
     @property
     def patient(self) -> bool:
-        """Whether a neighbour that is lost is waited for until it is back."""
+        """Whether a lost neighbour is waited for until it is back."""
         return self._mode.patient
 
     @property
     def busy(self) -> bool:
-        """Whether what was begun last is not over."""
+        """Whether a phase is going on."""
         return self._phase is not Phase.NOTHING
 
     @property
     def wake(self) -> float:
-        """The time at which a tick is due, at the latest, while it is busy."""
+        """The time at which the next tick is due at the latest, while busy."""
         return self._wake
 
     def actions(self) -> list[Action]:
-        """Return what is to be done, in this order, since the last call."""
+        """Return the actions since the last call, to be carried out in this order."""
         actions, self._actions = self._actions, []
         return actions
 
@@ -161,12 +161,12 @@ class Exchange(Generic[M, C]):
         return self._outgoing.kept
 
     def restore(self, round_: int, sent: Iterable[tuple[int, M]]) -> None:
-        """Go on in a round, with what was sent before a restart."""
+        """Continue in a round, with the masks that were sent before a restart."""
         self.round = round_
         self._outgoing.restore(sent)
 
     def end_round(self) -> None:
-        """Go on to the next round."""
+        """Move to the next round."""
         self.round += 1
 
     def _begin(self, phase: Phase, until: float) -> None:
@@ -178,8 +178,8 @@ class Exchange(Generic[M, C]):
     def join(self, *, resumed: bool) -> None:
         """Begin to say hello to all neighbours until each has said it too, and welcomed this one.
 
-        With both seen, no word from before the first round is under way any more. Whoever does not come within the
-        time-out is an error in a new ``sync`` run; else the peer begins with those who are there.
+        After both, no message from before the first round is still on its way. A neighbour that does not come within
+        the time-out is an error in a new ``sync`` run; else the peer begins without it.
         """
         self._connect()
         patience = min(self._place.join_timeout, self._mode.deadline) if resumed else self._place.join_timeout
@@ -195,9 +195,9 @@ class Exchange(Generic[M, C]):
             self._say(self._neighbours[neighbour], Kind.MASK, frames)
 
     def gather(self) -> None:
-        """Begin to wait for the masks of the round from all who are there, up to the deadline.
+        """Begin to wait for the neighbours' masks of the round, up to the deadline.
 
-        Whoever misses a deadline in ``sync`` mode is not waited for again until it is heard of.
+        A neighbour that misses a deadline in ``sync`` mode is not waited for until it is heard again.
         """
         now = self._clock()
         self._begin(Phase.GATHERING, now + self._mode.deadline)
@@ -207,13 +207,13 @@ class Exchange(Generic[M, C]):
             neighbour.asking.start(now, neighbour.patience)
 
     def catch_up(self) -> None:
-        """Skip rounds where the neighbours that are there have gone on without this peer, a bounded number at once.
+        """Skip rounds if the connected neighbours are far ahead, a bounded number at once.
 
-        Who waits for this peer's mask is in its round or before. What counts is masks that were read, not words, and of
-        the neighbours that are there the middle one: a liar cannot push further.
+        A neighbour that waits for this peer's mask is in its round or before. Only masks that were read count, not
+        claims, and of the connected neighbours the low median: a liar cannot push further.
         """
         ahead = min(self._mode.shown(self._there(), self.round) + 1, self._rounds - 1)
-        if ahead > self.round + 1 + BEHIND:  # less is made up by playing: the others wait for who is late
+        if ahead > self.round + 1 + BEHIND:  # a smaller lag is made up by playing: the others wait
             ahead = min(ahead, self.round + SKIP)
             self._notice("skipped", detail=f"to round {ahead}")
             self.round = ahead
@@ -221,11 +221,11 @@ class Exchange(Generic[M, C]):
                 neighbour.forget_masks_before(ahead)
 
     def leave(self) -> None:
-        """Begin to say bye, and to stay until the neighbours did too: they may still need this peer's masks."""
+        """Begin to say bye, and stay until the neighbours have too: they may still need this peer's masks."""
         self._leaves, patience = True, LEAVE_SECONDS
         if self.patient:
             patience = float("inf") if any(neighbour.met for neighbour in self._all) else self._place.join_timeout
-        if not self._has_connected:  # there was nothing left to play after a restart
+        if not self._has_connected:  # after a restart there was nothing left to play
             for neighbour in self._all:
                 neighbour.state, neighbour.first = State.AWAITED, self.round
             self._connect()
@@ -242,7 +242,7 @@ class Exchange(Generic[M, C]):
     # --- what happens -----------------------------------------------------------------------------------------------
 
     def connections(self, connected: frozenset[int], opened: Sequence[int]) -> None:
-        """Learn which neighbours this peer's connections reach, and to whom one was opened since the last call."""
+        """Take which neighbours this peer's connections reach, and to which one was opened since the last call."""
         self._connected = connected
         for neighbour in self._all:
             if neighbour.ungreeted and neighbour.id in connected and neighbour.id not in opened:  # its queue was full
@@ -256,7 +256,7 @@ class Exchange(Generic[M, C]):
                 self._notice("moved", neighbour, detail=neighbour.address)
 
     def deliver(self, delivery: Delivery) -> None:
-        """Take in what arrived, or count why not."""
+        """Accept what arrived, or count why not."""
         try:
             frames = wire.split(delivery.message)
             header = wire.read_header(frames, self._largest)
@@ -272,7 +272,7 @@ class Exchange(Generic[M, C]):
             self._actions.append(Took(header.sender, Kind(header.kind), frames))
 
     def tick(self, *, idle: bool) -> None:
-        """Do what it is time for. ``idle``: nothing more is there to be delivered now.
+        """Do what is due. ``idle``: there is nothing more to deliver now.
 
         Raises WrongRunError and JoinError while the peer joins.
         """
@@ -292,21 +292,21 @@ class Exchange(Generic[M, C]):
             self._go_on_leaving(now)
 
     def stood(self, seconds: float) -> None:
-        """Learn that this process stood still while it waited: its neighbours are not to blame."""
+        """Note that this process was stopped while it waited, so that the time does not count against neighbours."""
         if self._phase is Phase.GATHERING:
             self._began, self._until = self._began + seconds, self._until + seconds
             for neighbour in self._all:
                 neighbour.asking.at += seconds
 
     def unsent(self, action: Send) -> None:
-        """Learn that a message could not be handed over: nobody is connected there, or its queue is full."""
+        """Note that a message could not be handed over: the neighbour is not connected, or its queue is full."""
         if action.kind is Kind.HELLO:
             self._neighbours[action.neighbour].ungreeted = True
         elif action.kind is Kind.BYE:
             self._neighbours[action.neighbour].confirmed_bye = False
 
     def unreachable(self, action: Connect) -> None:
-        """Learn that no neighbour can be where one said that it has moved to."""
+        """Note that no neighbour can be at the address that one claimed to have moved to."""
         neighbour = self._neighbours[action.neighbour]
         neighbour.address, neighbour.moving = action.before, False
         self._actions.append(Refuse(Refusal.WRONG_ADDRESS))
@@ -321,7 +321,7 @@ class Exchange(Generic[M, C]):
             return
         there = [neighbour for neighbour in missing if neighbour.id in self._connected]
         for neighbour in there:
-            # a hello, or its welcome, may have been lost; who has said nothing at all may only be slow to begin
+            # a hello, or its welcome, may have been lost; a neighbour that has sent nothing may only be slow to start
             if neighbour.asking.due(now, 1 if neighbour.met else 2, 4 * GREET_SECONDS):
                 self._say_hello(neighbour)
         self._check_run(missing, now)
@@ -330,9 +330,9 @@ class Exchange(Generic[M, C]):
         self._wake = min([self._until, self._refused_until, *(neighbour.asking.at for neighbour in there)])
 
     def _check_run(self, missing: Sequence[Neighbour[M]], now: float) -> None:
-        """Raise WrongRunError where this peer is of another run than its neighbours, as far as they say so.
+        """Raise WrongRunError if neighbours say that this peer is of another run.
 
-        Where it can begin without those who refuse it, and one has welcomed it, it is theirs that is another run.
+        If it can begin without those that refuse it, and one has welcomed it, they are the ones of another run.
         """
         refusing = [neighbour for neighbour in self._all if neighbour.differs]
         welcomed = any(Kind.WELCOME in neighbour.met for neighbour in self._all)
@@ -352,14 +352,14 @@ class Exchange(Generic[M, C]):
             raise JoinError(
                 f"peer {self._place.peer} waited {self._place.join_timeout:g} s for "
                 + ", ".join(f"peer {neighbour.id} at {neighbour.address}" for neighbour in missing)
-                + "; start them, mend their addresses, or raise --join-timeout"
+                + "; start them, correct their addresses, or raise --join-timeout"
             )
         for neighbour in missing:
             if neighbour.state is not State.AWAITED:
                 self._miss("lost", neighbour)
 
     def _is_late(self) -> bool:
-        """Return whether the neighbours say that they are far ahead, and their masks do not show it yet."""
+        """Return whether the neighbours claim to be far ahead, and their masks do not show it yet."""
         far, there = self.round + 1 + BEHIND, self._there()
         says, shows = (middle(rounds, self.round) for rounds in ([n.claimed for n in there], [n.heard for n in there]))
         return not self.patient and says > far >= shows
@@ -378,7 +378,7 @@ class Exchange(Generic[M, C]):
         if missing and now < self._until:
             self._wake = min([self._until, *(neighbour.asking.at for neighbour in missing)])
             return
-        # with nothing more to wait for, what is there already is taken in still: someone lost may have come back
+        # the wait is over, but messages that are already here are still read: a lost neighbour may be back
         self._wake, self._extra = now, self._extra + 1
         self._over = now if self._over is None else self._over
         if idle or self._extra > EXTRA or now >= self._over + EXTRA_SECONDS:
@@ -437,7 +437,7 @@ class Exchange(Generic[M, C]):
             neighbour.spoken_to = True
 
     def _holds(self, neighbour: Neighbour[M]) -> int | None:
-        """Return the round up to which a neighbour's masks are here, without those that came past a lost one."""
+        """Return the round up to which a neighbour's masks are held, without those that came after a lost one."""
         held = self._incoming.held(neighbour.id)
         skipped = not self.patient and neighbour.has_skipped(self.round)
         if held is None or held < self.round or not self._mode.in_step or self.round in neighbour.masks or skipped:
@@ -450,24 +450,24 @@ class Exchange(Generic[M, C]):
         self._say(neighbour, Kind.HELLO, wire.hello(Kind.HELLO, self.me, self._place.peer, self.round, held, sent))
 
     def _say_word(self, kind: Kind, neighbour: Neighbour[M]) -> None:
-        """Ask a neighbour what it has sent, or tell it what it was sent."""
+        """Ask a neighbour what it has sent, or tell it what was sent to it."""
         held, sent = self._holds(neighbour), self._outgoing.newest
         self._say(neighbour, kind, wire.word(kind, self.me.digest, self._place.peer, self.round, held, sent))
 
     def _say_lost(self, neighbour: Neighbour[M]) -> None:
-        """Ask for the masks that a neighbour sent and that did not come."""
+        """Ask for masks that a neighbour sent and that did not come."""
         neighbour.patience = ASK_SECONDS
         if self._lately(neighbour, Kind.LOST):
             return
         held, depth = self._holds(neighbour), self._incoming.depth(neighbour.id)
         if held != self._incoming.held(neighbour.id):
-            depth = 0  # a later one came: its chain is of no use for those before
+            depth = 0  # a later one came: its chain is no use for earlier ones
         self._say(neighbour, Kind.LOST, wire.lost(self.me.digest, self._place.peer, self.round, held, depth))
 
     def _lately(self, neighbour: Neighbour[M], what: Kind) -> bool:
-        """Return whether something was done for a neighbour a moment ago; if not, it is done now.
+        """Return whether something was done for a neighbour a moment ago; if not, note that it is done now.
 
-        Masks that are lost are seen to in each round anew, hellos are not.
+        For lost masks only the same round counts, for hellos any round.
         """
         now = self._clock()
         round_, when = neighbour.lately.get(what, (-1, float("-inf")))
@@ -496,7 +496,7 @@ class Exchange(Generic[M, C]):
                 raise Refused(Refusal.STRANGER)
             case _ if neighbour.route is None or neighbour.route != delivery.route:
                 if delivery.answer_of is None and self._has_connected and not self._lately(neighbour, Kind.HELLO):
-                    self._say_hello(neighbour)  # its own was lost; it greets who says hello twice
+                    self._say_hello(neighbour)  # its own was lost; a second hello makes it greet again
                 raise Refused(Refusal.NO_HELLO)  # each connection says hello first
             case _ if header.tag != wire.tag(self.me.digest):
                 raise Refused(Refusal.WRONG_RUN)
@@ -504,7 +504,7 @@ class Exchange(Generic[M, C]):
                 self._accept_word(neighbour, header, payload)
 
     def _accept_word(self, neighbour: Neighbour[M], header: Header, payload: bytes) -> None:
-        """Take in what a neighbour says after its hello."""
+        """Accept what a neighbour sends after its hello."""
         match header.kind:
             case Kind.MASK:
                 self._accept_mask(neighbour, header, payload)
@@ -547,7 +547,7 @@ class Exchange(Generic[M, C]):
             self._say_bye(neighbour)
 
     def _greet(self, neighbour: Neighbour[M], header: Header, payload: bytes) -> Hello:
-        """Take a hello or a welcome in; Refused where it is of another run or not what its sender said before."""
+        """Accept a hello or a welcome; raises Refused if it is of another run, or contradicts an earlier one."""
         hello = wire.read_hello(payload)
         if hello.digest != self.me.digest or hello.sizes != self.me.sizes:
             raise Refused(Refusal.WRONG_RUN)
@@ -555,7 +555,7 @@ class Exchange(Generic[M, C]):
             raise Refused(Refusal.WRONG_DENSITY)  # a device keeps its density within a run
         neighbour.hello = hello
         neighbour.met.add(Kind(header.kind))
-        neighbour.claimed = max(neighbour.claimed or 0, header.round)  # what was queued for long comes late
+        neighbour.claimed = max(neighbour.claimed or 0, header.round)  # an old hello may come late
         return hello
 
     def _accept_bye(self, neighbour: Neighbour[M], header: Header) -> None:
@@ -563,8 +563,8 @@ class Exchange(Generic[M, C]):
         self._actions.append(CountLinks())
         heard_before, neighbour.heard_bye = neighbour.heard_bye, heard or neighbour.heard_bye
         neighbour.said_bye, neighbour.back_by = True, self._clock() + self._place.join_timeout
-        if self.patient:  # it stays until this peer is done too: what it sent last may have to come again
-            # who says again that it has heard this peer's does not know that its own was heard
+        if self.patient:  # it stays until this peer is done too: its last masks may have to be sent again
+            # a neighbour that repeats that it heard this peer's bye does not know that its own was heard
             again = heard_before and not self._lately(neighbour, Kind.BYE)
             if self._leaves and (not heard or not neighbour.confirmed_bye or again):
                 self._say_bye(neighbour)
@@ -574,9 +574,9 @@ class Exchange(Generic[M, C]):
                 self._miss("left", neighbour)
 
     def _follow(self, neighbour: Neighbour[M], address: str, route: Hashable) -> None:
-        """Connect to a neighbour that listens elsewhere than it did, or again where the topology says (no address).
+        """Connect to a neighbour at its new address, or again at the topology's (no address).
 
-        Refused where that cannot be: whoever speaks in a neighbour's name must not have a peer connect to anything.
+        Raises Refused for other hosts without keys: a stranger in a neighbour's name must not direct a peer anywhere.
         """
         address, now = address or neighbour.home, self._clock()
         if address == neighbour.address:
@@ -584,7 +584,7 @@ class Exchange(Generic[M, C]):
         if now < neighbour.moved_at + MOVE_SECONDS:
             neighbour.to_follow = address, route
             return
-        if not self._authenticated:  # else only the owner of its key is believed, there too
+        if not self._authenticated:  # else only the owner of its key is accepted there
             hosts = {self._host_of(route), host(neighbour.address), host(neighbour.home)}
             if host(address) not in hosts:
                 raise Refused(Refusal.WRONG_ADDRESS)
@@ -592,7 +592,7 @@ class Exchange(Generic[M, C]):
         neighbour.address, neighbour.moved_at, neighbour.moving = address, now, True
 
     def _look_for_losses(self, neighbour: Neighbour[M], header: Header) -> None:
-        """Ask for what a neighbour says that it has sent, and that is not here: it would have come before the word."""
+        """Ask for what a neighbour says it has sent and has not come: it should have come before this message."""
         held = self._holds(neighbour)
         if header.sent is not None and (held is None or held < header.sent):
             self._say_lost(neighbour)
@@ -600,7 +600,7 @@ class Exchange(Generic[M, C]):
             neighbour.patience = min(2 * neighbour.patience, MOST_PATIENT_SECONDS)
 
     def _send_again(self, neighbour: Neighbour[M], header: Header) -> None:
-        """Send the masks again that a neighbour lost, once for each time that it may have heard of them."""
+        """Send the masks again that a neighbour lost, but not twice before it may have noticed."""
         began = self._clock()
         if not neighbour.spoken_to or began < neighbour.again_at or self._lately(neighbour, Kind.MASK):
             return
@@ -626,17 +626,17 @@ class Exchange(Generic[M, C]):
             if not newer:
                 raise Refused(Refusal.DUPLICATE)
         elif header.round > self.round + self._ahead:
-            neighbour.met.add(Kind.WELCOME)  # long past its first round: a welcome that is not here yet is lost
+            neighbour.met.add(Kind.WELCOME)  # long past its first round: its welcome must be lost
             raise Refused(Refusal.FUTURE)
         else:
             self._put(neighbour, header.round, mask)
 
     def _put(self, neighbour: Neighbour[M], round_: int, mask: M) -> None:
-        """Put a mask into the box of its round."""
+        """Keep a mask for its round."""
         trusted, gone = self._mode.trusts(neighbour, self.round), neighbour.missed_in is not None
         if round_ < self.round:  # too late, but the next one may build on it
             if gone and trusted:
-                self._await(neighbour, self.round + 1)  # it is there, and never in time unless it is waited for
+                self._await(neighbour, self.round + 1)  # it is alive, but never in time unless it is waited for
             raise Refused(Refusal.STALE)
         if round_ in neighbour.masks:
             raise Refused(Refusal.DUPLICATE)

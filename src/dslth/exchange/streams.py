@@ -1,9 +1,9 @@
 """The masks of one peer as a stream to each neighbour, and its neighbours' streams to it.
 
-What a mask is coded against must be the same at both ends: a key frame builds on the forecast that the run's seed
-gives, each further mask on those before it, one chain. A sender takes what it handed to a connection as arrived,
-because TCP delivers in order; where that turns out wrong (a broken connection, a restart, a refused mask) the receiver
-says how far its chain goes. What it lacks comes again as it was, or, where the chains have parted, from a key frame on.
+What a mask is coded against must be the same at both ends: a key frame builds on the forecast from the run's seed, each
+further mask on those before it, as one chain. A sender assumes that what it handed to a connection arrives, because TCP
+delivers in order; if that was wrong (a broken connection, a restart, a refused mask) the receiver says how far its
+chain goes. What it lacks is sent again as it was, or, if the chains have parted, from a key frame on.
 """
 
 from collections import deque
@@ -25,25 +25,25 @@ SAME_AGAIN = 3
 
 
 class Message(Protocol):
-    """What a peer sends in a round: a mask, or what another method has in its place."""
+    """What a peer sends in a round: a mask, or the message of a compared method."""
 
     @property
     def digest(self) -> str:
-        """Name it by a SHA-256, in hex."""
+        """Return a SHA-256 of the message, in hex."""
 
     @property
     def density(self) -> tuple[float, ...]:
         """Share of kept weights of each layer."""
 
     def flips(self, before: Self) -> tuple[float, ...] | None:
-        """Return the share of bits of each layer that differ from the message before; None where there are no bits."""
+        """Return the share of bits of each layer that differ from the message before; None if it has no bits."""
 
     def pack(self) -> bytes:
         """Return the form that checksums and checkpoints use."""
 
 
 class Chain(Protocol):
-    """What both ends know of a sender's messages: ``depth`` of them, the last one of round ``round``."""
+    """What both ends know of a sender's messages: there are ``depth``, the last one of round ``round``."""
 
     round: int
     depth: int
@@ -54,7 +54,7 @@ C = TypeVar("C", bound=Chain)
 
 
 class Coding(Protocol[M, C]):
-    """How messages become payloads and payloads messages; each may build on those before it, a chain."""
+    """How messages become payloads and payloads messages; each may build on a chain of those before it."""
 
     @property
     def largest(self) -> int:
@@ -73,14 +73,14 @@ class Coding(Protocol[M, C]):
         """Return the wire id of the codec, and the payload."""
 
     def decode(self, header: Header, payload: bytes, sender: Hello, chain: C) -> M:
-        """Read a payload of a sender that has said hello; Refused where it is none."""
+        """Read a payload of a sender that has said hello; raises Refused if it is not valid."""
 
     def unpack(self, packed: bytes) -> M:
-        """Read what ``Message.pack`` wrote; ValueError where it is none."""
+        """Read what ``Message.pack`` wrote; raises ValueError if it is something else."""
 
 
 class MaskCoding:
-    """Masks, by a codec's name; ``forecast`` gives a peer's forecast by its id and its ones.
+    """Masks, by a codec's name; ``forecast`` returns a peer's forecast from its id and its ones.
 
     ``fewer`` and ``flip`` are ``wire.read_mask``'s.
     """
@@ -99,11 +99,11 @@ class MaskCoding:
         self._fewer, self._flip = fewer, flip
 
     def first(self, peer: int, ones: Sequence[int]) -> History:
-        """Return a history that has the forecast alone."""
+        """Return a history of the forecast alone."""
         return History(self._forecast(peer, ones))
 
     def after(self, chain: History, message: BitMask, round_: int) -> History:
-        """Return the history that has seen one more mask."""
+        """Return the history with one more mask."""
         return chain.advanced(message, round_)
 
     def last(self, chain: History) -> BitMask:
@@ -126,7 +126,7 @@ class MaskCoding:
 
 @dataclass(frozen=True)
 class _Coded(Generic[M]):
-    """A mask as it was sent: ``depth`` masks of the chain before it."""
+    """A mask as it was sent, after ``depth`` masks of its chain."""
 
     round: int
     depth: int
@@ -161,17 +161,17 @@ class Outgoing(Generic[M, C]):
         return self._kept[-1][0] if self._kept else None
 
     def restore(self, kept: Iterable[tuple[int, M]]) -> None:
-        """Take back the masks that were sent before a restart."""
+        """Take the masks that were sent before a restart."""
         self._kept.extend(kept)
 
     def holds(self, neighbour: int, round_: int | None) -> None:
-        """Learn of a neighbour that greets up to which round it has this peer's masks."""
+        """Note, from a neighbour's hello, up to which round it has this peer's masks."""
         self._has[neighbour] = -1 if round_ is None else round_
 
     def messages(self, round_: int, mask: M, acknowledge: Mapping[int, int | None]) -> Iterator[tuple[int, Frames]]:
-        """Yield the round's message for each neighbour; ``acknowledge`` is the round of its mask that is held here.
+        """Yield the round's message for each neighbour; ``acknowledge`` is the round of its newest mask that is held.
 
-        A neighbour that has the mask already, from before a restart of this peer, gets none.
+        A neighbour that already has the mask, from before a restart of this peer, gets none.
         """
         self._kept.append((round_, mask))
         made: dict[int, tuple[C, _Coded[M]]] = {}
@@ -193,8 +193,8 @@ class Outgoing(Generic[M, C]):
         """Yield what a neighbour has lost.
 
         It is in round ``needs`` and holds masks up to round ``held``, the last one the ``depth``-th of its chain (in
-        the header's form). Where these are not of the chain that it was sent, a new one begins, with the first mask
-        that it can use of those that are kept.
+        the header's form). If they are not of the chain that it was sent, a new chain begins, with the first of the
+        kept masks that it can use.
         """
         after = -1 if held is None else held
         if not self._kept or after >= self._kept[-1][0]:
@@ -204,14 +204,14 @@ class Outgoing(Generic[M, C]):
         before, tries = self._again.get(neighbour, (after, 0))
         tries = tries + 1 if before == after else 1
         self._again[neighbour] = after, tries
-        # its chain may begin past what is needed: the neighbour held more before it was started again
+        # its chain may begin past what is needed: the neighbour held more before it was restarted
         if tries > SAME_AGAIN or not lacking or lacking[0].round > first or not _continues(lacking[0], after, depth):
             lacking = self._chain(neighbour, first)
         for coded in lacking:
             yield self._frames(coded, acknowledge)
 
     def _first(self, needs: int) -> int:
-        """Return the round of the first kept mask of round ``needs`` or later, else of the last."""
+        """Return the round of the first kept mask of round ``needs`` or later, else of the last one."""
         return next((round_ for round_, _ in self._kept if round_ >= needs), self._kept[-1][0])
 
     def _chain(self, neighbour: int, first: int) -> list[_Coded[M]]:
@@ -236,7 +236,7 @@ class Outgoing(Generic[M, C]):
 
 
 def _continues(coded: _Coded[M], held: int, depth: int) -> bool:
-    """Return whether a mask can be read by one that holds those up to round ``held``, ``depth`` in its chain."""
+    """Return whether a receiver with masks up to round ``held``, ``depth`` in its chain, can read this one."""
     return coded.depth == 0 or (coded.round == held + 1 and wire.short_depth(coded.depth) == depth)
 
 
@@ -254,12 +254,12 @@ class Incoming(Generic[M, C]):
         return history.round if history else None
 
     def depth(self, neighbour: int) -> int:
-        """Return how many masks a neighbour's chain has, 0 where none of its masks is here."""
+        """Return how many masks a neighbour's chain has, 0 if none of its masks is held."""
         history = self._held.get(neighbour)
         return history.depth if history else 0
 
     def read(self, header: Header, payload: bytes, sender: Hello) -> M:
-        """Decode a mask and hold it; Refused where it repeats one or builds on one that is not held."""
+        """Decode a mask and hold it; raises Refused if it repeats one, or builds on one that is not held."""
         peer, held = header.sender, self._held.get(header.sender)
         if peer not in self._starts:
             self._starts[peer] = self._coding.first(peer, sender.ones)
@@ -274,7 +274,7 @@ class Incoming(Generic[M, C]):
         else:
             history = held
         if newest is not None and wire.is_of(header, newest.pack()):
-            mask = newest  # a key frame of what is here already: its sender begins a new chain
+            mask = newest  # a key frame of a mask that is held: its sender begins a new chain
         else:
             mask = self._coding.decode(header, payload, sender, history)
         if not old or (newest is not None and mask == newest):
