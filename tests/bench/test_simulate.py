@@ -133,4 +133,4 @@ class GreetsNobodyAgain(Exchange):
 
 
 def test_a_neighbour_that_is_heard_no_more_after_a_cut_is_found():
-    assert violated(GreetsNobodyAgain) in (Invariant.HEARD, Invariant.ENDS)
+    assert Invariant.HEARD in {violated(GreetsNobodyAgain, [seed]) for seed in range(30)}

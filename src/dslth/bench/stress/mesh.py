@@ -438,12 +438,8 @@ class Mesh:
                 case Took(neighbour):
                     if self._say:
                         self._tell(peer, f"takes {_words(action.frames)} of peer {neighbour}")
-                case Answer(_, route, frames):
-                    line = self._by_route.get(route)
-                    if line is not None and line.open and line.route == route:
-                        if self._say:
-                            self._tell(peer, f"answers peer {line.here.id} with {_words(frames)}")
-                        self._transmit(line, b"".join(frames), forward=False)
+                case Answer():
+                    self._answer(peer, action)
                 case Refuse(reason):
                     self._tell(peer, f"refuses a message: {reason}")
                     self._watch.refuses(peer, reason)
@@ -597,6 +593,13 @@ class Mesh:
             self._transmit(line, message, forward=True)
         elif line.left_over is not None:
             line.left_over.append(message)
+
+    def _answer(self, peer: Peer, action: Answer) -> None:
+        line = self._by_route.get(action.route)
+        if line is not None and line.open and line.route == action.route:
+            if self._say:
+                self._tell(peer, f"answers peer {line.here.id} with {_words(action.frames)}")
+            self._transmit(line, b"".join(action.frames), forward=False)
 
     def _transmit(self, line: Line, message: bytes, *, forward: bool) -> None:
         """Send a message on its way: to where the line leads, or back."""

@@ -99,7 +99,6 @@ class Checks:
         self._used_at: dict[tuple[int, int], list[float]] = defaultdict(list)
         self._joined_at = 0.0
         self._leaves_at: dict[int, float] = {}
-        self.heard = 0
 
     @property
     def masks(self) -> int:
@@ -234,7 +233,6 @@ class Checks:
                 in_time = 2 * max(schedule.compute) < schedule.deadline and schedule.mode is not Mode.ASYNC
                 if in_time and not on_probation and not any(sent <= time for time in self._used_at[peer.id, neighbour]):
                     raise Violation(Invariant.HEARD, f"peer {peer.id} has no mask of peer {neighbour} in time any more")
-                self.heard += 1
 
 
 def simulate(
