@@ -445,6 +445,19 @@ def test_a_patient_peer_stays_for_who_may_come_back_to_hear_its_bye(table):
     assert t.now - began == 30
 
 
+def test_started_again_after_its_last_round_a_patient_peer_stays_for_whom_it_meets(table):
+    for meets in (True, False):
+        t = table(peers=3, rounds=1, deadline="none", join_timeout=30.0)
+        t.exchange.restore(1, [(0, MASK)])
+        t.exchange.leave()
+        if meets:
+            t.reach(1)
+            t.hello(1)
+        t.wait(1000)
+        assert t.exchange.busy is meets
+        assert meets or t.now == 130
+
+
 def test_others_do_not_stay_for_ever(table):
     t = table(rounds=1)
     t.join()

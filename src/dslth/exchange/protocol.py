@@ -222,15 +222,13 @@ class Exchange(Generic[M, C]):
 
     def leave(self) -> None:
         """Begin to say bye, and stay until the neighbours have too: they may still need this peer's masks."""
-        self._leaves, patience = True, LEAVE_SECONDS
-        if self.patient:
-            patience = float("inf") if any(neighbour.met for neighbour in self._all) else self._place.join_timeout
+        self._leaves = True
         if not self._has_connected:  # after a restart there was nothing left to play
             for neighbour in self._all:
                 neighbour.state, neighbour.first = State.AWAITED, self.round
             self._connect()
         now = self._clock()
-        self._begin(Phase.LEAVING, now + patience)
+        self._begin(Phase.LEAVING, now + (self._place.join_timeout if self.patient else LEAVE_SECONDS))
         for neighbour in self._all:
             self._say_bye(neighbour)
             neighbour.asking.start(now, GREET_SECONDS)
@@ -417,14 +415,16 @@ class Exchange(Generic[M, C]):
     def _go_on_leaving(self, now: float) -> None:
         perhaps_back = {neighbour.id for neighbour in self._all if now < neighbour.back_by}
         there = self._mode.stays_for(self._all, self._connected | perhaps_back)
-        if not there or now >= self._until:
+        if now >= self._until:  # a patient peer still stays for those that it has met since it started
+            there = [neighbour for neighbour in there if self.patient and neighbour.met]
+        if not there:
             self._phase = Phase.NOTHING
             return
         for neighbour in there:
             if neighbour.asking.due(now, 2, MOST_PATIENT_SECONDS):  # a bye may have been lost, this peer's or theirs
                 self._say_bye(neighbour)
-        given_up_at = [neighbour.back_by for neighbour in there if neighbour.back_by > now]
-        self._wake = min([self._until, *(neighbour.asking.at for neighbour in there), *given_up_at])
+        given_up_at = [at for at in (self._until, *(neighbour.back_by for neighbour in there)) if at > now]
+        self._wake = min([*given_up_at, *(neighbour.asking.at for neighbour in there)])
 
     # --- saying -----------------------------------------------------------------------------------------------------
 
