@@ -12,7 +12,7 @@ from live import write_topology
 from processes import Commands
 from scene import Scene
 
-settings.register_profile("dslth", deadline=None)  # how long an example takes is no test
+settings.register_profile("dslth", deadline=None)  # the time that an example takes is not tested
 settings.load_profile("dslth")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it, and they theirs
 

@@ -66,11 +66,11 @@ class Disturbed:
         wait_for(lambda: all(self._text(peer).count('"event":"round"') >= round_ for peer in who))
 
     def notices(self, peer, what, neighbour):
-        """Wait until a peer says something of a neighbour."""
+        """Wait until a peer reports something about a neighbour."""
         wait_for(lambda: (what, neighbour) in self.noticed(peer))
 
     def finish(self):
-        """Wait for the processes; the summary of what they did."""
+        """Wait for the processes; return the summary of what they did."""
         for process in self.processes.values():
             process.join(120)
             assert process.exitcode is not None, "a peer does not end"

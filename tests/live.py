@@ -1,4 +1,4 @@
-"""What happens to a run while it goes on: how far it is, whose process is which, what is left of it."""
+"""A run while it goes on: how far it is, which process is which peer, and what it leaves."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def write_topology(path, *, graph=None, network=None, peers=None, **experiment):
 
 
 def wait_for(condition, seconds=90):
-    """Poll a condition; a test that waits for ever fails."""
+    """Poll a condition; fail if it never holds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -80,7 +80,7 @@ def rounds(events):
 
 
 def what_happened(summary):
-    """How often each thing was noticed of, or by, each peer."""
+    """How often each thing was noticed about, or by, each peer."""
     return Counter((h.what, h.peer) for h in summary.happenings)
 
 

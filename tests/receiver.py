@@ -1,4 +1,4 @@
-"""Reading a message as a peer does, for whoever sends garbage."""
+"""Reads a message as a peer does, for tests that send garbage."""
 
 import numpy as np
 

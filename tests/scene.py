@@ -81,7 +81,7 @@ class Scene:
         self.router.send_multipart([route, b"".join(wire.hello(Kind.WELCOME, self.me, 1, 0))])
 
     def miss_a_deadline(self):
-        """Stay silent until the peer has given up waiting in round 0; the round that it is in."""
+        """Stay silent until the peer has given up waiting in round 0; return the round that it is in."""
         while (round_ := self.hear(Kind.MASK)[1].round) == 0:
             pass
         return round_
@@ -108,7 +108,7 @@ class Scene:
 
 
 def refused_after(s, *messages):
-    """Let the peer meet messages in its first round, then play the round; what it counted."""
+    """Send the peer messages in its first round, then play the round; return what it counted."""
     s.join()
     s.hear(Kind.MASK)
     for frames in messages:

@@ -46,7 +46,7 @@ class Tap:
                 return
             try:
                 outer = socket.create_connection(("127.0.0.1", self.target_port))
-            except OSError:  # the peer is not there yet; whoever connected will try again
+            except OSError:  # the peer does not listen yet; its neighbour will try again
                 inner.close()
                 continue
             self._sockets += [inner, outer]

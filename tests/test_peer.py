@@ -150,7 +150,7 @@ def test_a_bye_of_another_run_is_refused(scene):
     assert s.rounds[0].missing == ()
 
 
-def test_whoever_sends_too_much_is_cut_off(scene):
+def test_a_sender_of_too_much_is_cut_off(scene):
     s = scene(rounds=1)
     flood = s.socket()
     flood.send(bytes(50_000_000))

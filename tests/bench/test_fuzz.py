@@ -1,4 +1,4 @@
-"""Garbage: at a peer of a run that goes on, and at every function that reads what comes from the network."""
+"""Garbage, sent to a peer during a run, and to every function that reads what comes from the network."""
 
 import importlib.util
 import json
@@ -86,7 +86,7 @@ def test_a_run_bears_strangers_and_a_neighbour_that_lies(commands, tmp_path, sec
     assert done.returncode == 0, done.stderr
     found = record["sieges"][security]
     assert set(found["by_attack"]) == set(ATTACKS)
-    for name in set(ATTACKS) - {"answers", "answering bursts"}:  # those are for who has connected, if just then anybody
+    for name in set(ATTACKS) - {"answers", "answering bursts"}:  # those need a victim that is connected just then
         assert found["by_attack"][name]["messages"] + found["by_attack"][name]["connections"] > 0, name
 
 

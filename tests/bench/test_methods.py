@@ -109,7 +109,7 @@ def test_gossip_on_a_ring_draws_models_together_and_keeps_their_mean(peers_of, n
     assert torch.allclose(mean(peers), average, atol=1e-5)
 
 
-def test_dispfl_keeps_its_densities_moves_its_mask_and_averages_who_keeps(peers_of):
+def test_dispfl_keeps_its_densities_moves_its_mask_and_averages_kept_weights(peers_of):
     peers, graph = peers_of("dispfl", algorithm={"density": 0.5})
     first, ones = peers[0].mask, peers[0].ones
     assert not torch.equal(first, peers[1].mask)
@@ -190,7 +190,7 @@ def broken_once(job, around):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_peer_that_fails_goes_on_from_its_checkpoint(run_of, tmp_path, name):
+def test_a_peer_that_fails_resumes_from_its_checkpoint(run_of, tmp_path, name):
     alone = {"algorithm": {"exchange": name != "sgd-alone"}}
     run_of(Compared(name), out="calm", **alone)
     outcome = run_of(Compared(name), surround=broken_once, **alone)

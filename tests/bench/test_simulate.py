@@ -110,7 +110,7 @@ def test_a_deadline_that_is_not_kept_is_found():
 
 
 class Forgets(Exchange):
-    """Goes on from a checkpoint without what it had sent."""
+    """Resumes from a checkpoint without what it had sent."""
 
     def restore(self, round_, sent):
         super().restore(round_, ())

@@ -174,7 +174,7 @@ def test_the_limit_of_open_files_is_raised_where_the_system_lets(commands, topol
 
 
 def test_a_fork_server_that_dies_is_an_error_and_no_ctrl_c(commands, topology_file, tmp_path):
-    (tmp_path / "torch.py").write_text("import os\nos._exit(1)  # as where memory ends in the midst of its import\n")
+    (tmp_path / "torch.py").write_text("import os\nos._exit(1)  # as if memory ran out during its import\n")
     path = os.pathsep.join([str(tmp_path), ENV.get("PYTHONPATH", "")])
     done = commands.run("dslth", "run", "-t", topology_file(), "--out", "run", env={"PYTHONPATH": path})
     assert "the process that peers are forked from has ended" in one_line(done, 11)

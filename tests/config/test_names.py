@@ -1,4 +1,4 @@
-"""Names: whatever carries one is there for every one of them."""
+"""Names: there is an entry for every one of them."""
 
 import shutil
 import subprocess

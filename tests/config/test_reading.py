@@ -588,7 +588,7 @@ def test_data_folder_is_the_setting_then_the_variable_then_the_cache(
 
 @pytest.mark.parametrize("folder", [None, "~nobody-of-this-name/data"])
 def test_a_home_that_is_not_known_is_named(folder: str | None) -> None:
-    """Ask as a user whom no file knows, as a container may have one."""
+    """Ask as a user that is in no user database, as in some containers."""
     program = f"from dslth import config; print(config.data_folder(config.DataConfig(folder={folder!r})))"
     known = {"HOME", "XDG_CACHE_HOME", "DSLTH_DATA_DIR", "USER", "LOGNAME"}
     env = {key: value for key, value in os.environ.items() if key not in known}

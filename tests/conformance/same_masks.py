@@ -1,7 +1,7 @@
 """A stored table of mask digests: what moves the code's walls leaves every mask of every round as it was.
 
     python tests/conformance/same_masks.py           compare all cases with the table
-    python tests/conformance/same_masks.py --store   write the table anew
+    python tests/conformance/same_masks.py --store   write the table again
 
 Masks are bit for bit alike only where torch computes alike: the table is kept by torch's version and processor.
 """
@@ -78,7 +78,7 @@ def digest(name, mode, transport):
             raise SystemExit(f"{name}, {mode}, {transport}: {done.stderr}")
         lines = (text for path in Path(folder).glob("run/peers/*.jsonl") for text in path.read_text().splitlines())
         said = [json.loads(text) for text in lines]
-    # in async mode who hears what is a matter of time: only the first masks are the same in every run
+    # in async mode it depends on time who hears what: only the first masks are the same in every run
     rounds = {"0"} if mode == "async" else {str(event["round"]) for event in said if event["event"] == "round"}
     masks = sorted(
         (event["peer"], str(event.get("round", "ticket")), event["mask_digest"])

@@ -1,4 +1,4 @@
-"""What containers and clusters are told, and the collector of reports; no engine is needed."""
+"""The files for containers and clusters, and the collector of reports; no engine is needed."""
 
 import json
 import re
@@ -321,7 +321,7 @@ def test_a_collector_waits_for_a_peer_that_comes_back_and_gives_up_on_one_that_d
     assert [0 < peer.rounds_completed < 4000 for peer in summary.peers] == [True] * 3, summary.peers
 
 
-def test_a_peer_that_has_finished_begins_anew_and_a_collector_too(commands, topology_file, tmp_path):
+def test_a_finished_peer_starts_over_and_a_collector_too(commands, topology_file, tmp_path):
     collector, peers, file = collected(commands, topology_file, tmp_path)
     list(finish(*peers))
     first = Summary.model_validate_json(next(finish(collector)))
@@ -337,7 +337,7 @@ def test_a_peer_that_has_finished_begins_anew_and_a_collector_too(commands, topo
     assert len([line for line in lines if '"event":"round"' in line]) == 3
 
 
-def test_a_collector_that_was_ended_goes_on_where_it_was(commands, topology_file, tmp_path):
+def test_a_collector_that_was_ended_resumes_where_it_was(commands, topology_file, tmp_path):
     from dslth import topology
     from dslth.deploy.collector import Collector
     from dslth.run.folder import RunFolder

@@ -71,7 +71,7 @@ def local_mesh(tmp_path_factory):
 
 @pytest.fixture
 def processes():
-    """Start commands of any kind; whoever is left is killed at the end."""
+    """Start commands of any kind; those that are left are killed at the end."""
     started = []
 
     def start(*line, **options):

@@ -26,7 +26,7 @@ def sh(*words, check=True, timeout=600, **options):
 
 
 def wait_for(condition, seconds=120):
-    """Poll a condition; a test that waits for ever fails."""
+    """Poll a condition; fail if it never holds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -108,7 +108,7 @@ class Project:
         return [event for event in events if event is not None and event.what == what]
 
     def end(self, seconds=240):
-        """Wait until all containers have ended, and give their exit codes."""
+        """Wait until all containers have ended; return their exit codes."""
 
         def ended():
             ids = sh("docker", "ps", "-aq", "-f", f"label=com.docker.compose.project={self.name}").stdout.split()

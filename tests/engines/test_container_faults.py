@@ -61,7 +61,7 @@ def test_a_peer_killed_by_9_comes_back_by_itself_and_no_mask_differs(start, comm
 
 
 def happened(project, what, neighbour=1):
-    """Which peers noticed something of a neighbour."""
+    """Which peers noticed something about a neighbour."""
     happenings = project.summary().happenings
     return {event.peer for event in happenings if event.what == what and event.neighbour == neighbour}
 

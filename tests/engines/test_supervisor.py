@@ -113,7 +113,7 @@ def test_neighbours_that_waited_in_vain_for_a_killed_peer_are_not_blamed(killed)
     assert "join-timeout" not in blamed(outcome)
 
 
-def test_neighbours_that_waited_in_vain_for_whom_nobody_killed_are(killed):
+def test_neighbours_that_waited_in_vain_are_named_where_nobody_was_killed(killed):
     outcome, _ = killed("never", join_timeout=0.0)
     assert type(outcome.failure) is JoinError
 
@@ -128,7 +128,7 @@ def test_a_peer_that_is_killed_again_and_again_is_given_up_though_it_plays_old_r
     assert [said.what for said in outcome.summary.happenings].count("gave-up") == 1
     rounds = {peer.id: peer.rounds_completed for peer in outcome.summary.peers}
     assert rounds[VICTIM] == 8
-    assert (rounds[0] == rounds[1] == 12) == (deadline == 1)  # the others go on without it where they may
+    assert (rounds[0] == rounds[1] == 12) == (deadline == 1)  # the others continue without it where they may
 
 
 def test_the_counter_of_the_kernel():

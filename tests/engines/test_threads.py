@@ -47,4 +47,4 @@ def test_a_thread_that_fails_for_good_is_given_up_and_named(topology_file, tmp_p
     assert happened["restarted", FAILS] == (supervisor.RESTARTS if restart else 0)
     assert happened["gave-up", FAILS] == restart
     rounds = {peer.id: peer.rounds_completed for peer in outcome.summary.peers}
-    assert rounds[0] == rounds[2] == 5  # they go on without it
+    assert rounds[0] == rounds[2] == 5  # they continue without it

@@ -29,7 +29,7 @@ from tap import free_ports
 
 
 class Door:
-    """A TCP port that counts who comes."""
+    """A TCP port that counts connections."""
 
     def __init__(self, host="127.0.0.1"):
         self.server = socket.create_server((host, 0))
@@ -182,7 +182,7 @@ def test_a_peer_that_is_led_to_the_end_says_so_and_does_not_end_with_0(commands,
     assert "of 300 rounds" in stderr.strip().splitlines()[-1]
 
 
-def test_who_holds_nothing_over_and_over_is_answered_once_in_a_while(scene):
+def test_a_neighbour_that_claims_to_hold_nothing_again_and_again_is_answered_seldom(scene):
     s = scene(rounds=40, deadline=2.0, evaluate_every=40, checkpoint_every=10)
     s.join()
     for round_ in range(12):
@@ -259,7 +259,7 @@ class Spokes:
 def test_the_hub_of_a_star_has_a_thousand_neighbours_at_two_files_each(topology_file, room_for_files):
     run = config.load(topology_file(graph={"kind": "star", "peers": SPOKES + 1}, rounds=2, evaluate_every=2))
     graph = topology.build(run.graph, run.experiment.seed)
-    learner = Learner(0, 10, run.experiment, run.device(0))  # who has which samples is no matter here
+    learner = Learner(0, 10, run.experiment, run.device(0))  # which samples it has does not matter here
     settings = identity(run, graph.digest) | {"layout": "+".join(map(str, learner.sizes))}
     spokes = Spokes(settings, learner.sizes, Learner(1, 10, run.experiment, run.device(1)).mask(), 2)
     hub = ZeroMqTransport(wire.max_message(wire.max_payload(learner.sizes)), neighbours=SPOKES)

@@ -430,7 +430,7 @@ def test_a_damaged_python_batch_is_named(tmp_path: Path, content: bytes) -> None
 
 
 class Calls:
-    """Pickles as the call of a function, as an attacker would write it."""
+    """Pickles as a function call, as an attacker would write it."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.call = function, args
@@ -516,7 +516,7 @@ def test_a_data_type_that_numpy_dies_of_is_refused(tmp_path: Path, base: str, of
     write_cifar(tmp_path, pickled, "")
     (tmp_path / "data_batch_1").write_bytes(_crafted(dtype))
     done = subprocess.run([sys.executable, "-c", READ, tmp_path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.returncode  # a signal is what it is about
+    assert done.returncode == 0, done.returncode  # a signal is what this test is about
     assert "data_batch_1: not a CIFAR-10 batch in Python form" in done.stdout
 
 
@@ -827,7 +827,7 @@ def test_missing_idx_files_are_downloaded_once(
     assert server.asked == names
 
 
-def test_an_interrupted_idx_download_goes_on_where_it_was(
+def test_an_interrupted_idx_download_continues_where_it_was(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = arrays()

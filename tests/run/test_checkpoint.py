@@ -175,7 +175,7 @@ def small_files(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_takes_no_more_leaves_the_one_before_whole(folder):
+def test_a_full_disk_leaves_the_checkpoint_before_whole(folder):
     folder.save(some(5))
     with small_files(300), pytest.raises(OSError, match="File too large") as raised:
         folder.save(some(10))
@@ -184,7 +184,7 @@ def test_a_disk_that_takes_no_more_leaves_the_one_before_whole(folder):
     assert folder.load(RUN, UNPACK)[0].round == 5
 
 
-def test_a_peer_whose_disk_is_full_says_so_once_and_learns_on(commands, topology_file, tmp_path):
+def test_a_peer_whose_disk_is_full_says_so_once_and_continues(commands, topology_file, tmp_path):
     limit = 60_000  # a peer's checkpoint takes more, its reports less
     file = topology_file(rounds=6, checkpoint_every=1)
     run = commands.start(

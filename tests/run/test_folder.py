@@ -1,4 +1,4 @@
-"""A run folder has an owner: who comes second gets one line and changes nothing; what is finished stays as it is."""
+"""A run folder has an owner: a second command gets one line and changes nothing; a finished run stays as it is."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def everything(folder):
 
 
 def busy(done, *words):
-    """Take the one line and the exit code of a command that came second."""
+    """Check that a second command ended with one line that has these words, and with its exit code."""
     assert done.returncode == BusyError.exit_code, (done.returncode, done.stderr)
     said = done.stderr.strip().splitlines()
     assert len(said) == 1, done.stderr
@@ -101,7 +101,7 @@ def test_whatever_a_lock_file_says_of_its_holder(tmp_path, content):
     lock.release()
 
 
-# --- who comes second -----------------------------------------------------------------------------------------------
+# --- a second command -----------------------------------------------------------------------------------------------
 
 
 def test_a_peer_that_is_typed_twice_changes_nothing_of_the_first(commands, topology_file, tmp_path):
@@ -177,7 +177,7 @@ def test_a_launcher_keeps_peers_of_the_same_folder_out(commands, topology_file, 
     assert run.poll() is None
 
 
-def test_a_collector_begins_anew_only_where_it_can_listen(commands, topology_file, tmp_path):
+def test_a_collector_starts_over_only_if_it_can_listen(commands, topology_file, tmp_path):
     file, out = topology_file(), tmp_path / "run"
     summary_of(commands.start("dslth", "run", "-t", file, "--out", out, "--json"))
     before = everything(out)
@@ -191,7 +191,7 @@ def test_a_collector_begins_anew_only_where_it_can_listen(commands, topology_fil
     assert taken.poll() is None
 
 
-# --- going on -------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_is_shown_and_nothing_on_disk_changes(commands, topology_file, tmp_path):
@@ -205,7 +205,7 @@ def test_a_finished_run_is_shown_and_nothing_on_disk_changes(commands, topology_
     assert everything(out) == before
 
 
-def test_a_run_goes_on_as_it_was_started(commands, topology_file, tmp_path):
+def test_a_run_resumes_as_it_was_started(commands, topology_file, tmp_path):
     file, out = topology_file(**LONG), tmp_path / "run"
     run = commands.start(
         "dslth", "run", "-t", file, "--out", out, *("--transport", "memory", "--faults", "delay=1ms", "--no-orphans")
@@ -249,7 +249,7 @@ def test_more_rounds_are_remembered_and_another_run_is_refused_before_anything_i
     assert summary_of(commands.start("dslth", "run", "--resume", out, "--json")) == done
 
 
-def test_a_run_that_goes_on_notes_when_and_adds_up(commands, topology_file, tmp_path):
+def test_a_resumed_run_notes_when_and_adds_up(commands, topology_file, tmp_path):
     out = tmp_path / "run"
     run = commands.start("dslth", "run", "-t", topology_file(**LONG), "--out", out, "--json")
     at_round(out, 3)
@@ -327,7 +327,7 @@ def test_what_the_line_about_another_runs_checkpoint_advises_works(commands, top
     assert len(rounds_of(out)) == 3
 
 
-def test_a_run_of_which_some_peers_have_finished_goes_on(commands, topology_file, tmp_path):
+def test_a_run_of_which_some_peers_have_finished_resumes(commands, topology_file, tmp_path):
     file, out = topology_file(rounds=300, deadline=1, checkpoint_every=2, evaluate_every=300), tmp_path / "run"
     run = commands.start("dslth", "run", "-t", file, "--out", out, "--json", "--restart", "never")
     at_round(out, 3)

@@ -112,7 +112,7 @@ def test_programs_read_these_keys_in_this_order(folder):
 
 def test_the_shipped_schema_is_that_of_a_summary():
     schema = json.loads((files("dslth.run") / "summary.schema.json").read_text())
-    assert schema == Summary.model_json_schema(), "write it anew: json.dumps(Summary.model_json_schema(), indent=2)"
+    assert schema == Summary.model_json_schema(), "write it again: json.dumps(Summary.model_json_schema(), indent=2)"
 
 
 def test_a_peer_that_skipped_more_than_it_played_is_named(folder):

@@ -1,4 +1,4 @@
-"""Faults on real peers: the run goes on, nobody waits longer than the deadline for a fault, the reports say what was.
+"""Faults on real peers: the run continues, nobody waits longer than the deadline for a fault, the reports say what was.
 
 Four peers on a ring, each a process, each edge through a relay of its own; peer 1 is the one that things happen to.
 """

@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: with checkpoints and without a deadline the masks are those of an undisturbed run."""
+"""Runs that are killed and resumed: with checkpoints and no deadline the masks are those of an undisturbed run."""
 
 import os
 import signal
@@ -84,7 +84,7 @@ def test_peers_that_are_killed_at_any_moment_change_no_mask(commands, patient, u
     assert wait_for(lambda: not processes_of(run.pid)) is True
 
 
-def test_a_whole_run_that_is_killed_goes_on_bit_for_bit(commands, patient, undisturbed, tmp_path):
+def test_a_whole_run_that_is_killed_resumes_bit_for_bit(commands, patient, undisturbed, tmp_path):
     run = start(commands, patient(), out := tmp_path / "run")
     for round_ in (7, 20):
         at_round(out, round_)
@@ -111,7 +111,7 @@ def test_ctrl_c_and_resume_change_no_mask(commands, patient, undisturbed, tmp_pa
     assert digests(summary) == undisturbed[0]
     assert rounds_of(out) == undisturbed[1]
     resumed = [h.round for h in summary.happenings if h.what == "resumed"]
-    assert min(resumed) >= before  # whoever is asked to end loses no round
+    assert min(resumed) >= before  # a peer that is asked to end loses no round
 
 
 def test_a_run_of_which_all_is_done_is_shown_again(commands, patient, tmp_path):
@@ -120,7 +120,7 @@ def test_a_run_of_which_all_is_done_is_shown_again(commands, patient, tmp_path):
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_a_peer_in_a_process_of_its_own_goes_on_with_the_same_command(commands, patient, undisturbed, tmp_path, end):
+def test_a_peer_in_a_process_of_its_own_resumes_with_the_same_command(commands, patient, undisturbed, tmp_path, end):
     file, out = patient(network={"base_port": free_ports(PEERS)}), tmp_path / "run"
 
     def be(peer):
@@ -138,7 +138,7 @@ def test_a_peer_in_a_process_of_its_own_goes_on_with_the_same_command(commands, 
     assert what_happened(shown)["resumed", 1] == 1
 
 
-def test_a_run_folder_of_other_settings_is_not_gone_on_with(commands, patient, tmp_path):
+def test_a_run_folder_of_other_settings_is_not_resumed(commands, patient, tmp_path):
     run = start(commands, patient(rounds=100_000), out := tmp_path / "run")
     at_round(out, 4)
     os.killpg(run.pid, signal.SIGKILL)

@@ -21,7 +21,7 @@ from tap import Tap, free_ports
 
 
 def wait_for(condition, seconds=60):
-    """Poll a condition; a test that waits for ever fails."""
+    """Poll a condition; fail if it never holds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -343,7 +343,7 @@ def test_peers_of_different_runs_refuse_each_other_and_say_why(commands, topolog
         assert "Traceback" not in stderr
 
 
-def test_all_three_of_whom_one_has_another_seed_say_why(commands, topology_file):
+def test_all_three_say_why_if_one_has_another_seed(commands, topology_file):
     file = topology_file(network={"base_port": free_ports(3)})
     peers = [
         commands.start("dslth-peer", "--id", i, "-t", file, "--seed", i // 2, "--out", f"run-{i}") for i in range(3)

@@ -90,7 +90,7 @@ def test_whatever_happens_to_its_bytes_a_run_folder_is_shown_or_refused(run_fold
 
 
 def of_many_devices(run_folder, folder):
-    """Write a run whose every figure takes as much room as one may."""
+    """Write a run in which every figure is as wide as possible."""
     devices = ["microcontroller", "single-board", "a-device-with-a-name-as-long-as-a-line-of-text", "phone"]
     link = {n: LinkStats(payload_sent=10**11, message_sent=10**11, link_sent=10**11) for n in range(998, 1001)}
     events = RunFolder(run_folder).events()[0]

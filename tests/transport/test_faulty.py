@@ -88,7 +88,7 @@ def arrived(ends, faults, seed=1, messages=MESSAGES):
 
 
 def taken(a, b):
-    """What has been sent so far: all up to a last word that nothing befalls."""
+    """What has been sent so far: everything up to a last message, which no fault hits."""
     end = b"the end"
     assert a.send(1, end)
     found = []

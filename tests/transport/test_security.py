@@ -1,4 +1,4 @@
-"""Keys, who comes in with them, what an eavesdropper sees, and what strangers can take: over real sockets."""
+"""Keys, who is admitted with them, what an eavesdropper sees, what strangers can take: over real sockets."""
 
 import contextlib
 import fcntl
@@ -210,7 +210,7 @@ def test_no_key_is_in_a_report_a_manifest_or_a_topology(commands, topology_file,
             assert not any(secret in path.read_bytes() for secret in secrets), path
 
 
-# --- who comes in ---------------------------------------------------------------------------------------------------
+# --- admission ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -267,13 +267,13 @@ def next_from(transport, seconds=30):
 
 
 @pytest.mark.parametrize("reason", ["no-key", "unknown-key", "bad-handshake"])
-def test_whoever_has_not_the_right_keys_is_refused_and_counted(transports, pairs, clients, reason):
+def test_without_the_right_keys_a_connection_is_refused_and_counted(transports, pairs, clients, reason):
     t, address = transports(pairs(0, 1, 2))
     server = pairs(0).public
     match reason:
         case "no-key":
             stranger = clients(address)
-        case "unknown-key":  # a peer of the same run that is no neighbour
+        case "unknown-key":  # a peer of the same run that is not a neighbour
             stranger = clients(address, pairs(3).public, pairs(3).secret, server)
         case "bad-handshake":  # takes this peer for another one
             stranger = clients(address, pairs(1).public, pairs(1).secret, pairs(2).public)
@@ -294,7 +294,7 @@ def test_without_keys_the_same_client_is_let_in_and_is_nobody(transports, client
     assert next_from(t).speaker is None
 
 
-def test_the_key_says_who_speaks_not_the_message(transports, pairs, clients):
+def test_the_key_names_the_sender_not_the_message(transports, pairs, clients):
     t, address = transports(pairs(0, 1, 2))
     assert t.authenticated
     one = clients(address, pairs(1).public, pairs(1).secret, pairs(0).public)
@@ -305,7 +305,7 @@ def test_the_key_says_who_speaks_not_the_message(transports, pairs, clients):
     assert next_from(t).speaker == 2
 
 
-def test_an_answer_is_spoken_by_whom_the_key_of_the_address_names(transports, pairs):
+def test_an_answer_comes_from_the_owner_of_the_addresss_key(transports, pairs):
     a, _ = transports(pairs(0, 1))
     b, address = transports(pairs(1, 0))
     reach(a, 1, address)
@@ -526,7 +526,7 @@ def busy_peer():
 def break_off(raw, words):
     """Say something and end the connection with a reset, before it is read."""
     raw.sendall(words)
-    wait_for(lambda: fcntl.ioctl(raw, termios.TIOCOUTQ, bytes(4)) == bytes(4))  # so that it does not take words along
+    wait_for(lambda: fcntl.ioctl(raw, termios.TIOCOUTQ, bytes(4)) == bytes(4))  # so that no message is lost with it
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     raw.close()
 
@@ -578,7 +578,7 @@ def test_a_neighbour_has_no_more_than_two_connections(transports):
         wait_for(lambda: len(t._guard._open) == guard.PER_NEIGHBOUR)
 
 
-def test_whoever_answers_at_a_neighbours_address_is_bounded_too(transports):
+def test_what_answers_at_a_neighbours_address_is_bounded_too(transports):
     a, _ = transports()
     process = psutil.Process()
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -78,7 +78,7 @@ def test_a_neighbour_that_moved_is_reached_at_its_new_address_and_its_bytes_coun
     assert a.connected() == {1}
 
 
-def test_in_memory_who_has_a_mailbox_is_connected():
+def test_in_memory_a_peer_with_a_mailbox_is_connected():
     network = MemoryNetwork()
     a, b = MemoryTransport(network, 0), MemoryTransport(network, 1)
     a.listen("memory://0")
