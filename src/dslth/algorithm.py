@@ -129,7 +129,7 @@ def local_step(scores: Sequence[Tensor], g: Sequence[Tensor], setting: Setting) 
 
 
 def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], setting: Setting) -> list[Tensor]:
-    """Average the masks received (float32, one list of layers a neighbour) to ``a'``; zeros where there are none.
+    """Average the masks received (float32, one list of layers per neighbour) to ``a'``; zeros if there are none.
 
     The paper's mean is ``plain``; some others look at the peer's ``own`` mask. With randomised response the mean is
     corrected for its bias and may leave [0, 1]. Raises ValueError if ``setting.mean`` is not the name of a mean.

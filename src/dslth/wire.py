@@ -10,7 +10,7 @@ sender     id of the peer that speaks
 round      the round it is in, from 0
 held       what the sender holds of the receiver's masks: 0 nothing, else 1 + its own round - the mask's round;
            in a bye: 1 where the sender has heard the receiver's
-codec      wire id of the payload's codec; 0 where the payload is no mask
+codec      wire id of the payload's codec; 0 if the payload is not a mask
 depth      mask: how many earlier masks it builds on, 1 to 127 and 1 again; 0: none, it is a key frame
            lost: how many masks the newest that is held builds on, itself included, in the same form
            hello, ask, tell: the newest mask that the receiver was sent: 0 none, else 1 + own round - the mask's round
@@ -78,7 +78,7 @@ VERSION = 4
 MAX_HEADER = 64
 """Bytes of a header at most (in practice 16 to 24)."""
 MAX_CONTROL = 16384
-"""Bytes of a payload that is no mask, at most."""
+"""Bytes of a payload that is not a mask, at most."""
 MAX_ADDRESS = 255
 """Characters of an address at most."""
 _MAX_FIELD = 2**32 - 1

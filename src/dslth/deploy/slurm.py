@@ -69,7 +69,7 @@ def expand(nodes: str) -> list[str]:
         choices = [_numbers(part) if number % 2 else [part] for number, part in enumerate(parts)]
         names += ["".join(chosen) for chosen in product(*choices)]
     if not names or ",".join(words) != nodes or any(not re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in names):
-        raise ConfigError(f"Slurm: {nodes[:60]!r} is no list of nodes")
+        raise ConfigError(f"Slurm: {nodes[:60]!r} is not a list of nodes")
     return names
 
 
@@ -79,7 +79,7 @@ def _numbers(text: str) -> list[str]:
     for part in text.split(","):
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if not found:
-            raise ConfigError(f"Slurm: {text[:60]!r} is no range of nodes")
+            raise ConfigError(f"Slurm: {text[:60]!r} is not a range of nodes")
         first, last = found[1], found[2] or found[1]
         numbers += [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     return numbers
