@@ -101,7 +101,7 @@ def test_lists_of_nodes(nodes, names):
 
 @pytest.mark.parametrize("nodes", ["", "node[", "node[a-b]", "node[1-", "no de", "node[]"])
 def test_what_is_no_list_of_nodes_is_one_line(nodes):
-    with pytest.raises(ConfigError, match=r"no list of nodes|no range"):
+    with pytest.raises(ConfigError, match=r"not a list of nodes|not a range"):
         slurm.expand(nodes)
 
 
