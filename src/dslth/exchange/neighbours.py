@@ -95,8 +95,10 @@ class Neighbours(Generic[M, C]):
             if delivery is not None:
                 with self._ledger.phase("decode"):
                     self.exchange.deliver(delivery)
-            self.exchange.tick(idle=delivery is None and not wait)
-            self._carry_out()
+            try:
+                self.exchange.tick(idle=delivery is None and not wait)
+            finally:  # a peer that is refused still answers those that it refuses
+                self._carry_out()
 
     def _look_at_connections(self) -> None:
         opened = self._transport.opened()
