@@ -116,7 +116,7 @@ class Peer(Generic[M, C]):
             samples, device = self._method.training_samples, self._device.device
             self._ledger.joined(self._experiment.model.name, self._method.sizes, samples, device, processor())
         while exchange.round < rounds and not self._stop.is_set():
-            exchange.catch_up()
+            self._neighbours.catch_up()
             if self._play(exchange.round):
                 exchange.end_round()
                 if every and (exchange.round % every == 0 or exchange.round == rounds):

@@ -88,9 +88,11 @@ class Table:
 
     def wait(self, seconds=float("inf")):
         """Let time pass in silence, in the steps that it asks for, until it is done or so long."""
-        until = self.now + seconds
+        until, ticks = self.now + seconds, 0
         while self.exchange.busy and self.exchange.wake <= until:
             before = self.now
+            ticks = 0 if self.exchange.wake > before else ticks + 1
+            assert ticks < 10, "it asks for ticks over and over, and no time passes"
             self.now = max(self.now, self.exchange.wake)
             self.exchange.tick(idle=self.now == before)
         if self.exchange.busy:
@@ -209,6 +211,18 @@ def test_a_peer_of_another_run_is_told_how_it_differs_and_says_so(table):
     assert answers == [Kind.REFUSED]
 
 
+def test_a_peer_that_one_neighbour_refuses_and_another_welcomes_waits_in_peace(table):
+    t = table(peers=3, mode="deadline")
+    t.exchange.join(resumed=False)
+    t.reach(1, 2)
+    t.hear(wire.refusal(bytes(16), 1, 0, {"seed": "2"}), 1, answer=True)
+    t.hello(2)
+    t.welcome(2)
+    t.wait()
+    assert t.now == 120
+    assert t.notices() == [("lost", 1)]
+
+
 # --- rounds ---------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +338,40 @@ def test_masks_past_rounds_that_were_skipped_are_not_asked_for_again(table):
     t.did()
     t.hear(wire.word(Kind.TELL, DIGEST, 1, 2, 0, 2), 1)
     assert t.said(Kind.LOST) == [1]
+
+
+def test_who_was_slow_once_and_is_ahead_now_is_asked_soon_again(table):
+    t = table(peers=3, deadline="none", rounds=99)
+    t.join()
+
+    def asked(round_):
+        """When peer 1 was asked, in seconds of the round, in which both masks come after two minutes."""
+        t.exchange.send(MASK)
+        t.exchange.gather()
+        t.did()
+        times = []
+        for second in range(120):
+            t.wait(1.0)
+            for whom in t.said(Kind.ASK):
+                times += [second + 1] * (whom == 1)
+                t.hear(wire.word(Kind.TELL, DIGEST, whom, round_, None, None), whom)
+        t.mask(1, round_)
+        t.mask(1, round_ + 1)
+        t.mask(2, round_)
+        t.wait()
+        t.exchange.end_round()
+        return times
+
+    assert asked(0) == [1, 3, 7, 15, 31, 63]
+    for round_ in range(1, 9):  # its mask is here when the round begins, and peer 2's comes at once
+        t.exchange.send(MASK)
+        t.exchange.gather()
+        if round_ < 8:
+            t.mask(1, round_ + 1)
+        t.mask(2, round_)
+        t.wait()
+        t.exchange.end_round()
+    assert asked(9)[:2] == [1, 3]
 
 
 def test_a_time_that_it_stood_still_is_not_the_neighbours(table):

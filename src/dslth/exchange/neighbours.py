@@ -72,18 +72,27 @@ class Neighbours(Generic[M, C]):
         """Wait for the masks of the round, see ``Exchange.gather``; return them by neighbour."""
         start, decoded = time.monotonic(), self._ledger.spent("decode")
         self.exchange.gather()
-        self._run()
-        self._ledger.waited(time.monotonic() - start - (self._ledger.spent("decode") - decoded))
+        stood = self._run()
+        self._ledger.waited(time.monotonic() - start - stood - (self._ledger.spent("decode") - decoded))
         return self.exchange.received
+
+    def catch_up(self) -> None:
+        """Skip rounds if the neighbours are far ahead, see ``Exchange.catch_up``."""
+        self.exchange.catch_up()
+        self._carry_out()
 
     def leave(self) -> None:
         """Say bye to all neighbours, see ``Exchange.leave``."""
         self.exchange.leave()
         self._run()
 
-    def _run(self) -> None:
-        """Run the phase that was begun until it is over, or the peer is asked to end."""
+    def _run(self) -> float:
+        """Run the phase that was begun until it is over, or the peer is asked to end.
+
+        Return the seconds that this process stood still meanwhile.
+        """
         self._carry_out()
+        stood_still = 0.0
         while self.exchange.busy and not self._stop.is_set():
             now = time.monotonic()
             wait = max(0.0, min(self.exchange.wake - now, TICK))
@@ -91,6 +100,7 @@ class Neighbours(Generic[M, C]):
             stood = time.monotonic() - now - wait
             if stood > STOPPED_SECONDS:
                 self.exchange.stood(stood)
+                stood_still += stood
             self._look_at_connections()
             if delivery is not None:
                 with self._ledger.phase("decode"):
@@ -99,6 +109,7 @@ class Neighbours(Generic[M, C]):
                 self.exchange.tick(idle=delivery is None and not wait)
             finally:  # a peer that is refused still answers those that it refuses
                 self._carry_out()
+        return stood_still
 
     def _look_at_connections(self) -> None:
         opened = self._transport.opened()

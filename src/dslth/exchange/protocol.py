@@ -202,7 +202,7 @@ class Exchange(Generic[M, C]):
         now = self._clock()
         self._begin(Phase.GATHERING, now + self._mode.deadline)
         self._over, self._extra = None, 0
-        self._missing = self._mode.missing(self._all, self.round, self._connected)
+        self._missing = [neighbour for neighbour in self._all if neighbour.state is State.AWAITED]
         for neighbour in self._all:
             neighbour.asking.start(now, neighbour.patience)
 
@@ -306,8 +306,8 @@ class Exchange(Generic[M, C]):
     def unreachable(self, action: Connect) -> None:
         """Note that no neighbour can be at the address that one claimed to have moved to."""
         neighbour = self._neighbours[action.neighbour]
-        neighbour.address, neighbour.moving = action.before, False
-        self._actions.append(Refuse(Refusal.WRONG_ADDRESS))
+        neighbour.address, neighbour.moved_at, neighbour.moving = action.before, float("-inf"), False
+        self._actions.append(Refuse(Refusal.WRONG_ADDRESS))  # the hello itself was taken in
 
     # --- joining ----------------------------------------------------------------------------------------------------
 
@@ -335,6 +335,7 @@ class Exchange(Generic[M, C]):
         refusing = [neighbour for neighbour in self._all if neighbour.differs]
         welcomed = any(Kind.WELCOME in neighbour.met for neighbour in self._all)
         if not refusing or (welcomed and (self._resumed or self._mode.begins_alone)):
+            self._refused_until = float("inf")
             return
         self._refused_until = min(self._refused_until, now + REFUSED_SECONDS)
         if now >= self._refused_until or all(n.differs and n.refused for n in missing):
