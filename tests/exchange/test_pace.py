@@ -18,13 +18,13 @@ def ring(tmp_path):
     """Run a ring of four peers; what became of it."""
     made = []
 
-    def run(name, befall=None, *, faults=None, **settings):
+    def run(name, disturb=None, *, faults=None, **settings):
         file = write_topology(tmp_path / f"{name}.yaml", graph={"kind": "ring", "peers": 4}, **settings)
         d = Disturbed(file, tmp_path / name)
         made.append(d)
         d.start(faults=faulty.parse(faults) if faults else None)
-        if befall:
-            befall(d)
+        if disturb:
+            disturb(d)
         summary = d.finish()
         assert [process.exitcode for process in d.processes.values()] == [0] * 4
         return summary, rounds_of(d.folder.path), [d.rounds(peer) for peer in range(4)]

@@ -179,11 +179,11 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.name.lower())
 def test_the_run_goes_on(disturbed, undisturbed, fault):
-    befall, costs = fault.value
+    inject, costs = fault.value
     d = disturbed()
     d.start()
     d.at_round(6)
-    ends_with = befall(d) or {}
+    ends_with = inject(d) or {}
     summary = d.finish()
     masks = rounds_of(d.folder.path)
     for peer, process in d.processes.items():

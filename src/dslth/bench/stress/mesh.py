@@ -252,7 +252,7 @@ class Watch(Protocol):
 class Mesh:
     """All peers of a schedule, the network between them, and the clock: ``now``, in seconds.
 
-    ``say`` gets the time line, line by line.
+    ``say`` gets what happens, line by line.
     """
 
     def __init__(

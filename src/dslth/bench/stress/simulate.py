@@ -1,6 +1,6 @@
 """Simulated runs of a whole mesh, thousands of them, each with faults that a seed draws; and what must hold in each.
 
-A seed always gives the same run: one in which something does not hold is replayed with a time line.
+A seed always gives the same run: one in which something does not hold is replayed line by line.
 """
 
 import os
@@ -26,9 +26,11 @@ from dslth.wire import Header, Kind, Refusal
 __all__ = ["Invariant", "Outcome", "simulate", "simulate_all"]
 
 SETTLED_SECONDS = 20.0
+"""How long after the last fault neighbours may take to hear each other again."""
 ROUNDS_TO_HEAR = 4
-"""How long after the last fault all is well again; and how long, and how many rounds, a neighbour may not be heard."""
+"""Rounds that a neighbour may be silent after that."""
 SLACK_SECONDS = 0.001
+"""Rounding of times."""
 CHUNK = 10
 """Seeds that a worker takes at a time."""
 
@@ -76,7 +78,7 @@ class Outcome:
         if self.violated is None:
             return f"{what}, {self.seconds:.1f} simulated seconds: all is well"
         return (
-            f"{what}: it is not so that {self.violated}: {self.detail} (at {self.seconds:.3f} s); "
+            f"{what}: does not hold: {self.violated}: {self.detail} (at {self.seconds:.3f} s); "
             f"replay it: dslth bench simulate --seed {self.seed}"
         )
 
@@ -240,7 +242,7 @@ def simulate(
     exchange: type[Exchange[BitMask, Any]] = Exchange,
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Play the schedule of a seed; ``say`` gets its time line."""
+    """Play the schedule of a seed; ``say`` gets what happens, line by line."""
     schedule = draw(seed)
     checks = Checks(schedule, exchange, say)
     violated, detail = None, ""

@@ -132,7 +132,7 @@ def test_every_decoder_gives_a_mask_or_says_that_it_cannot(wire_id, payload):
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
 def test_coverage_guided_fuzzing_finds_nothing_in_a_bounded_time(tmp_path):
-    target, corpus = Path(__file__).parents[1] / "fuzz_target.py", tmp_path / "corpus"
+    target, corpus = Path(__file__).parents[2] / "fuzz_target.py", tmp_path / "corpus"
     corpus.mkdir()
     for number, (header, payload) in enumerate(TRUE):  # in the form that the target reads
         (corpus / str(number)).write_bytes(bytes([0]) + header + payload)

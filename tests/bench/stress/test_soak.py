@@ -108,11 +108,11 @@ def test_chaos_is_survived_and_its_faults_are_the_seeds_whatever_the_pace(comman
     slow.mkdir()
     _, again = chaotic(commands, slow, rounds=160, evaluate_every=80, algorithm={"local_steps": 8})
     assert again["runs"][0]["seconds"] > record["runs"][0]["seconds"]
-    assert befallen(again) == befallen(record)
-    assert len(befallen(record)) > 3
+    assert injected(again) == injected(record)
+    assert len(injected(record)) > 3
 
 
-def befallen(record):
+def injected(record):
     return [(done["what"], done["peer"], done["other"]) for done in record["injected"] if done["what"] in BEGINNINGS]
 
 
