@@ -267,23 +267,6 @@ def test_output_elu_is_one_more_elu(name: str) -> None:
     assert torch.equal(bent(bent.weights, images), F.elu(logits))
 
 
-@pytest.mark.parametrize("alpha", [2e-5, 1e-4, 0.7])
-@pytest.mark.parametrize("channels", [1, 2, 3, 16])
-def test_local_response_norm_is_torchs_in_value_and_gradient(alpha: float, channels: int) -> None:
-    generator = torch.Generator().manual_seed(channels)
-    x = 3 * torch.randn(2, channels, 5, 4, dtype=torch.float64, generator=generator)
-    pull = torch.randn(x.shape, dtype=torch.float64, generator=generator)
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    value = models.LocalResponseNorm(alpha)(ours)
-    expected = F.local_response_norm(theirs, 4, alpha=alpha, beta=0.75, k=1.0)
-    (value * pull).sum().backward()
-    (expected * pull).sum().backward()
-    assert ours.grad is not None
-    assert theirs.grad is not None
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
-
-
 # --- tickets --------------------------------------------------------------------------------------------------------
 
 TICKET_SHAPES = ((8, 1, 3, 3), (10, 7), (3, 1))

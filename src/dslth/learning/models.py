@@ -2,32 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dslth.config import ModelConfig, ModelName, Norm
+from dslth.learning.layers import LocalResponseNorm, MaxPool
 
-__all__ = ["MODELS", "LocalResponseNorm", "build"]
-
-
-class LocalResponseNorm(nn.Module):
-    """``y_c = x_c * (1 + alpha/4 * sum_{c-2 <= c' <= c+1} x_c'^2) ** -0.75`` over channels; the paper's AlexNet.
-
-    The same function as ``torch.nn.LocalResponseNorm(4, alpha)``, without its detour over a 3-d average pool.
-    """
-
-    def __init__(self, alpha: float) -> None:
-        super().__init__()
-        self.alpha = alpha
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise a batch (n, c, h, w)."""
-        channels = x.shape[1]
-        squares = F.pad(x * x, (0, 0, 0, 0, 2, 1))
-        sums = sum((squares[:, i : i + channels] for i in range(1, 4)), start=squares[:, :channels])
-        inverse = torch.rsqrt(1 + self.alpha / 4 * sums)
-        return x * (inverse * inverse.sqrt())
+__all__ = ["MODELS", "build"]
 
 
 def _norm(config: ModelConfig, channels: int, alpha: float) -> nn.Module:
@@ -59,12 +40,12 @@ def _cnn(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list
     if side < 20:
         widths, hidden = (32, 64), 128
         for width, alpha in zip(widths, (2e-5, 1e-4), strict=True):
-            layers += _convolution(config, channels, width, 3, alpha, nn.MaxPool2d(2))
+            layers += _convolution(config, channels, width, 3, alpha, MaxPool(2, 2))
             channels, side = width, side // 2
     else:
         widths, hidden = ((64, 128, 256), 192) if side >= 32 else ((32, 64, 128), 128)
         for width, alpha, pad in zip(widths, (2e-5, 1e-4, 1e-4), (0, 0, 1), strict=True):
-            layers += _convolution(config, channels, width, 5, alpha, nn.MaxPool2d(3, 2, padding=pad))
+            layers += _convolution(config, channels, width, 5, alpha, MaxPool(3, 2, pad))
             channels, side = width, (side - 2 + 2 * pad - 3) // 2 + 1
     return [*layers, nn.Flatten(), nn.Linear(channels * side**2, hidden), nn.ELU(), nn.Linear(hidden, classes)]
 
