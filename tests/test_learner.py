@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from dslth import config
-from dslth.learner import Learner, threads
+from dslth.learner import Learner, Samples, threads
+from dslth.learning import data, partition
+from dslth.run.events import Accuracies
 
 
 def learner(**algorithm):
@@ -41,3 +43,22 @@ def test_noise_on_what_is_sent_is_not_the_seeds():
     one, other = learner(epsilon=1), learner(epsilon=1)
     assert one.local_update(0)[0] != other.local_update(0)[0]
     assert one.mask() == other.mask()
+
+
+def test_accuracies_are_those_of_each_test_set_by_itself():
+    run = config.load("ring")
+    samples = Samples(3, 10, run.experiment, run.device(3))
+    dataset = data.load(run.experiment.data)
+    shares = partition.split(
+        run.experiment.data, 10, run.experiment.seed, dataset.train_labels, dataset.test_labels, 10
+    )
+
+    def by_brightness(images):
+        return torch.nn.functional.one_hot(images.mean((1, 2, 3)).mul(40).long().abs() % 10, 10)
+
+    expected = []
+    for test in (shares.test[3], shares.common):
+        guessed = by_brightness(torch.from_numpy(dataset.test_images[test]).float() / 127.5 - 1).argmax(1).numpy()
+        expected.append(float((guessed == dataset.test_labels[test]).mean()))
+    assert samples.accuracies(by_brightness) == Accuracies(*expected)
+    assert len({0.0, *expected}) == 3
