@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 from dslth import config
@@ -43,6 +44,23 @@ def test_noise_on_what_is_sent_is_not_the_seeds():
     one, other = learner(epsilon=1), learner(epsilon=1)
     assert one.local_update(0)[0] != other.local_update(0)[0]
     assert one.mask() == other.mask()
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounds"),
+    [
+        ({}, 8),  # 360 test images, 256 learned from in a round
+        ({"data": {"test_samples": 100}}, 4),
+        ({"algorithm": {"local_steps": 20}}, 1),
+        ({"preset": "mce-pl"}, 15),
+        ({"evaluate_every": 3}, 3),
+    ],
+)
+def test_evaluation_takes_a_tenth_of_the_compute_unless_the_file_says_how_often(settings, rounds):
+    run = config.load("ring", {"experiment": settings})
+    assert {Samples(peer, 10, run.experiment, run.device(peer)).evaluate_every for peer in (0, 7)} == {rounds}
+    run = config.load("ring", {"experiment": settings, "peers": {7: {"batch": 8, "speed": 0.1}}})
+    assert Samples(7, 10, run.experiment, run.device(7)).evaluate_every == rounds  # all on the same rounds
 
 
 def test_accuracies_are_those_of_each_test_set_by_itself():

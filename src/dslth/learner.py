@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ from dslth.seeds import Stream
 
 __all__ = ["Learner", "Samples", "processor", "threads"]
 
+EVALUATION_SHARE = 0.1
+"""Share of a round's compute that evaluation takes at most, unless a file says how often to evaluate."""
 EVALUATION_BATCH = 32
 """Images that are classified at a time: more take more memory and no less time."""
 
@@ -57,6 +60,7 @@ class Samples:
         )
         mine = shares.train[peer]
         self.classes = dataset.classes
+        self.evaluate_every = _evaluate_every(experiment, len(dataset.test_labels))
         self._images, self._labels = dataset.train_images[mine], torch.from_numpy(dataset.train_labels[mine])
         chosen = np.union1d(shares.test[peer], shares.common)  # an image of both test sets is looked at once
         self._test_images, self._test_labels = (
@@ -156,6 +160,11 @@ class Learner:
         return len(self._samples)
 
     @property
+    def evaluate_every(self) -> int:
+        """Number of rounds from one evaluation to the next."""
+        return self._samples.evaluate_every
+
+    @property
     def ones(self) -> tuple[int, ...]:
         """Number of ones that this peer's mask has in each layer (at most, with structured removal)."""
         return tuple(n - supermask.dropped(n, k) for n, k in zip(self.sizes, self._setting.densities, strict=True))
@@ -230,6 +239,19 @@ class Learner:
         with threads(self._threads):
             masked = algorithm.masked_weights(self.net, self._masks())
             return self._samples.accuracies(lambda images: self.net(masked, images))
+
+
+def _evaluate_every(experiment: ExperimentConfig, test_images: int) -> int:
+    """Return the number of rounds from one evaluation to the next: what the file says, or what keeps to the share.
+
+    The same on every peer and machine: images are counted, not seconds. To learn from an image (forward and back)
+    takes at least twice as long as to classify it.
+    """
+    if experiment.evaluate_every != "auto":
+        return experiment.evaluate_every
+    classified = min(2 * experiment.data.test_samples, test_images)
+    learned = experiment.algorithm.local_steps * experiment.algorithm.batch
+    return ceil(classified / (EVALUATION_SHARE * 2 * learned))
 
 
 def _packed(masks: Sequence[Tensor]) -> BitMask:

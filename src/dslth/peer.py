@@ -54,6 +54,10 @@ class Method(Protocol[M, C]):
     def training_samples(self) -> int:
         """Number of samples that it learns from."""
 
+    @property
+    def evaluate_every(self) -> int:
+        """Number of rounds from one evaluation to the next; the last round is always evaluated."""
+
     def local_update(self, round_: int) -> tuple[M, float]:
         """Take a round's local steps; return the message to send and the mean loss."""
 
@@ -145,7 +149,7 @@ class Peer(Generic[M, C]):
             with ledger.phase(Phase.FINE_TUNE), self._slowed():
                 method.fine_tune(received)
         accuracy = None
-        if (round_ + 1) % experiment.evaluate_every == 0 or round_ + 1 == experiment.rounds:
+        if (round_ + 1) % method.evaluate_every == 0 or round_ + 1 == experiment.rounds:
             with ledger.phase(Phase.EVALUATE):
                 accuracy = method.evaluate()
         missing = set(self._place.neighbours) - received.keys() if experiment.algorithm.exchange else ()

@@ -87,7 +87,8 @@ class Row:
     def settings(self, run: RunConfig) -> RunConfig:
         """Return the run's settings for this row; peers listen on free ports."""
         algorithm = run.experiment.algorithm.model_copy(update=self.algorithm)
-        changes = {"algorithm": algorithm, "codec": self.codec or run.experiment.codec}
+        every = 1 if run.experiment.evaluate_every == "auto" else run.experiment.evaluate_every  # for the curves
+        changes = {"algorithm": algorithm, "codec": self.codec or run.experiment.codec, "evaluate_every": every}
         return run.model_copy(update={"network": None, "experiment": run.experiment.model_copy(update=changes)})
 
 

@@ -120,6 +120,11 @@ class _Sgd(ABC, Generic[S]):
         """Number of samples that this peer learns from."""
         return len(self._samples)
 
+    @property
+    def evaluate_every(self) -> int:
+        """Number of rounds from one evaluation to the next."""
+        return self._samples.evaluate_every
+
     def local_update(self, round_: int) -> tuple[S, float]:
         """Take the round's local steps, on the same batches as MCE-PL; return what to send and the mean loss."""
         losses = []

@@ -355,7 +355,8 @@ class ExperimentConfig(Settings):
     until they are back), and for a neighbour that missed it not again until it is heard again; ``deadline`` waits each
     round for all that are connected; ``async`` never waits and uses each neighbour's newest mask that is at most
     ``staleness`` rounds older than its own. ``checkpoint_every``: rounds between two checkpoints, 0 for none; they are
-    removed when the run has finished unless ``keep_checkpoints``.
+    removed when the run has finished unless ``keep_checkpoints``. ``evaluate_every``: rounds between two evaluations;
+    ``auto``: so many that they take a tenth of the compute at most. The last round is always evaluated.
     """
 
     preset: Preset = Preset.SIGNED
@@ -370,7 +371,7 @@ class ExperimentConfig(Settings):
     staleness: Positive = 5
     checkpoint_every: Count = 5
     keep_checkpoints: bool = False
-    evaluate_every: Positive = 1
+    evaluate_every: Positive | Literal["auto"] = "auto"
 
 
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {

@@ -31,7 +31,7 @@ class LiveTable:
         """Return in one line how far the run is."""
         reports = [row.last for row in self._peers.values() if row.last]
         done = min((report.round + 1 for report in reports), default=0) if len(reports) == len(self._peers) else 0
-        known = [report.accuracy_personal for report in reports if report.accuracy_personal is not None]
+        known = [row.personal[-1] for row in self._peers.values() if row.personal]
         mean, sent = percent(fmean(known) if known else None), amount(sum(self._sent.values()))
         return f"round {done}/{self._rounds}, personal accuracy {mean}, sent {sent}"
 
