@@ -10,13 +10,13 @@ import typer
 from dslth.cli import options, stress
 from dslth.cli.app import App
 from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption, TransportOption
-from dslth.config import TransportName
+from dslth.config import DataName, ModelName, Preset, TransportName
 from dslth.engines.base import end_on_signals
 from dslth.show.console import Terminal, err, out
 
 __all__ = ["bench_app"]
 
-bench_app = App(help="Measure: communication cost, codecs, faults.", no_args_is_help=True)
+bench_app = App(help="Measure: communication cost, codecs, speed, faults.", no_args_is_help=True)
 for command in (stress.chaos, stress.resume, stress.simulate, stress.soak, stress.fuzz):
     bench_app.command()(command)
 
@@ -70,6 +70,49 @@ def comm(
     if len(measured) < len(selected):
         err.print("interrupted")
         raise typer.Exit(130)
+
+
+@bench_app.command()
+def speed(
+    name: Annotated[DataName, typer.Option("--data", help="Data set.")] = DataName.DIGITS,
+    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of data sets.")] = None,
+    model: Annotated[list[ModelName] | None, typer.Option(help="Network, may be repeated [default: all].")] = None,
+    preset: Annotated[list[Preset] | None, typer.Option(help="Preset, may be repeated [default: all].")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds to measure; the least of each phase counts.")] = 10,
+    their_step: Annotated[
+        Path | None,
+        typer.Option(
+            "--theirs", metavar="FILE", help="Python file with a function step(): other code, to time beside."
+        ),
+    ] = None,
+    out_dir: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure each phase of a round, beside a dense step of the same network; and a slowed peer's bytes.
+
+    Writes speed.csv, speed.json and speed.png.
+    """
+    from dslth.bench import speed as measured  # torch is heavy: only who measures loads it
+
+    other = measured.theirs(their_step) if their_step else None
+    if not other:
+        err.print("note: no row for the authors' step; --theirs names a Python file whose step() runs it")
+    folder = options.new_folder(out_dir, f"bench-speed-{name}").path
+    figures = []
+    for network in model or ModelName:
+        for recipe in preset or Preset:
+            err.print(f"{network} {recipe}")
+            figures += measured.measure(name, network, recipe, folder, repeats, other, data_dir)
+    paces = measured.pace(folder)
+    measured.write(figures, paces, folder)
+    if not measured.plot(figures, folder):
+        err.print("note: no plot; install matplotlib for it: pip install matplotlib")
+    if as_json:
+        print(json.dumps(measured.as_json(figures, paces)))  # noqa: T201
+    else:
+        for table in measured.tables(figures, paces):
+            out.print(table)
+        out.print(f"written to {folder}", soft_wrap=True)
 
 
 @bench_app.command()
