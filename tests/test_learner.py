@@ -46,17 +46,21 @@ def test_noise_on_what_is_sent_is_not_the_seeds():
     assert one.mask() == other.mask()
 
 
+AUTO = {"evaluate_every": "auto"}
+
+
 @pytest.mark.parametrize(
     ("settings", "rounds"),
     [
-        ({}, 8),  # 360 test images, 256 learned from in a round
-        ({"data": {"test_samples": 100}}, 4),
-        ({"algorithm": {"local_steps": 20}}, 1),
-        ({"preset": "mce-pl"}, 15),
+        ({}, 1),
         ({"evaluate_every": 3}, 3),
+        (AUTO, 8),  # 360 test images, 256 learned from in a round
+        (AUTO | {"data": {"test_samples": 100}}, 4),
+        (AUTO | {"algorithm": {"local_steps": 20}}, 1),
+        (AUTO | {"preset": "mce-pl"}, 15),
     ],
 )
-def test_evaluation_takes_a_tenth_of_the_compute_unless_the_file_says_how_often(settings, rounds):
+def test_evaluation_takes_place_as_often_as_the_file_says_or_a_tenth_of_the_compute(settings, rounds):
     run = config.load("ring", {"experiment": settings})
     assert {Samples(peer, 10, run.experiment, run.device(peer)).evaluate_every for peer in (0, 7)} == {rounds}
     run = config.load("ring", {"experiment": settings, "peers": {7: {"batch": 8, "speed": 0.1}}})

@@ -371,7 +371,7 @@ class ExperimentConfig(Settings):
     staleness: Positive = 5
     checkpoint_every: Count = 5
     keep_checkpoints: bool = False
-    evaluate_every: Positive | Literal["auto"] = "auto"
+    evaluate_every: Positive | Literal["auto"] = 1
 
 
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
