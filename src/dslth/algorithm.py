@@ -129,7 +129,7 @@ def local_step(scores: Sequence[Tensor], g: Sequence[Tensor], setting: Setting) 
 
 
 def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], setting: Setting) -> list[Tensor]:
-    """Average the masks received (float32, one list of layers per neighbour) to ``a'``; zeros if there are none.
+    """Average the masks received (uint8, one list of layers per neighbour) to ``a'``; zeros if there are none.
 
     The paper's mean is ``plain``; some others look at the peer's ``own`` mask. With randomised response the mean is
     corrected for its bias and may leave [0, 1]. Raises ValueError if ``setting.mean`` is not the name of a mean.
@@ -156,6 +156,8 @@ def lifts(means: Sequence[Tensor], own: Sequence[Tensor], setting: Setting) -> l
 def smoothed(before: Sequence[Tensor], now: Sequence[Tensor], setting: Setting) -> list[Tensor]:
     """Keep a share of the last round's ``a``: ``momentum * a + (1 - momentum) * a'``."""
     keep = setting.momentum
+    if not keep:
+        return list(now)
     return [keep * a + (1 - keep) * new for a, new in zip(before, now, strict=True)]
 
 

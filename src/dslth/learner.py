@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from math import ceil
 from typing import Literal
 
@@ -123,6 +124,13 @@ class Learner:
     def _owner(self, peer: int) -> int | Literal["common"]:
         return peer if self._algorithm.scores == Scores.OWN else "common"
 
+    @cached_property
+    def _first_masks(self) -> list[NDArray[np.bool_]]:
+        """The mask that stands for every neighbour before the first exchange."""
+        with threads(self._threads):
+            masks = supermask.bernoulli_masks(self.net, self.seed, self._algorithm.density)
+        return [mask.numpy().astype(np.bool_) for mask in masks]
+
     def forecast(self, peer: int, ones: Sequence[int]) -> Forecast:
         """Work out from the seed what any peer's mask is before it learns anything; ``ones`` are those of its hello.
 
@@ -130,11 +138,9 @@ class Learner:
         """
         key = self._owner(peer), tuple(ones)
         if key not in self._forecasts:
-            shapes = [tuple(w.shape) for w in self.net.weights]
-            with threads(self._threads):
-                masks = supermask.bernoulli_masks(self.net, self.seed, self._algorithm.density)
-            first = [supermask.unit_scores(self.seed, key[0], layer, shape) for layer, shape in enumerate(shapes)]
-            magnitudes = [(np.abs(s) + np.float32(0.5) * a.numpy()).ravel() for s, a in zip(first, masks, strict=True)]
+            first = [supermask.unit_scores(self.seed, key[0], n, a.shape) for n, a in enumerate(self._first_masks)]
+            lifted = zip(first, self._first_masks, strict=True)
+            magnitudes = [(np.abs(s) + np.float32(0.5) * a).ravel() for s, a in lifted]
             self._forecasts[key] = Forecast(magnitudes, ones)
         return self._forecasts[key]
 
@@ -207,7 +213,7 @@ class Learner:
 
     def _unpacked(self, mask: BitMask) -> list[Tensor]:
         layers = zip(mask.arrays(), self.net.weights, strict=True)
-        return [torch.from_numpy(layer).float().reshape(w.shape) for layer, w in layers]
+        return [torch.from_numpy(layer).reshape(w.shape) for layer, w in layers]
 
     def state(self) -> dict[str, NDArray[np.float32]]:
         """Return what was learned between two rounds: scores, neighbours' mean and own last mask of each layer."""

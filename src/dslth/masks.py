@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
-from bitarray import bitarray, frozenbitarray
+from bitarray import bitarray
 from numpy.typing import NDArray
 
 __all__ = ["BitMask", "largest", "packed_size"]
@@ -15,7 +15,11 @@ __all__ = ["BitMask", "largest", "packed_size"]
 
 def packed_size(sizes: Iterable[int]) -> int:
     """Count the bytes of a packed mask whose layers have these numbers of weights."""
-    return sum((n + 7) // 8 for n in sizes)
+    return sum(map(_octets, sizes))
+
+
+def _octets(n: int) -> int:
+    return (n + 7) // 8
 
 
 def largest(magnitudes: NDArray[np.float32], count: int) -> tuple[NDArray[np.bool_], np.float32]:
@@ -36,21 +40,19 @@ def largest(magnitudes: NDArray[np.float32], count: int) -> tuple[NDArray[np.boo
 
 @dataclass(frozen=True)
 class BitMask:
-    """One bit per weight, layer by layer.
+    """One bit per weight, layer by layer; ``sizes`` is the number of weights of each layer.
 
     The packed form has the layers in order, each most significant bit first and padded with zeros to a byte.
     """
 
-    layers: tuple[frozenbitarray, ...]
+    _packed: bytes = field(repr=False)
+    sizes: tuple[int, ...]
 
     @classmethod
     def from_arrays(cls, arrays: Iterable[NDArray[np.bool_]]) -> "BitMask":
         """Pack boolean arrays of any shape, one a layer, flattened in C order."""
-        layers = []
-        for array in arrays:
-            bits = bitarray(buffer=np.packbits(array).tobytes(), endian="big")
-            layers.append(frozenbitarray(bits[: array.size]))
-        return cls(tuple(layers))
+        layers = list(arrays)
+        return cls(b"".join(np.packbits(layer).tobytes() for layer in layers), tuple(layer.size for layer in layers))
 
     @classmethod
     def unpack(cls, packed: bytes, sizes: Sequence[int]) -> "BitMask":
@@ -60,32 +62,30 @@ class BitMask:
         """
         if len(packed) != packed_size(sizes):
             raise ValueError(f"{len(packed)} bytes for a mask of {packed_size(sizes)}")
-        ends = list(accumulate((n + 7) // 8 for n in sizes))
-        layers = []
-        for n, end in zip(sizes, ends, strict=True):
-            bits = bitarray(buffer=packed[end - (n + 7) // 8 : end], endian="big")
-            if bits[n:].any():
-                raise ValueError("padding bits are set")
-            layers.append(frozenbitarray(bits[:n]))
-        return cls(tuple(layers))
+        mask = cls(packed, tuple(sizes))
+        if any(n % 8 and layer[-1] & 255 >> n % 8 for n, layer in zip(sizes, mask.layers, strict=True)):
+            raise ValueError("padding bits are set")
+        return mask
 
     def pack(self) -> bytes:
         """Return the packed form."""
-        return b"".join(layer.tobytes() for layer in self.layers)
+        return self._packed
+
+    @property
+    def layers(self) -> list[NDArray[np.uint8]]:
+        """The packed form of each layer."""
+        ends = accumulate(map(_octets, self.sizes))
+        whole = np.frombuffer(self._packed, np.uint8)
+        return [whole[end - _octets(n) : end] for n, end in zip(self.sizes, ends, strict=True)]
 
     def arrays(self) -> list[NDArray[np.uint8]]:
         """Unpack to flat arrays of 0 and 1, one a layer."""
-        return [np.unpackbits(np.frombuffer(layer.tobytes(), np.uint8), count=len(layer)) for layer in self.layers]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of weights of each layer."""
-        return tuple(len(layer) for layer in self.layers)
+        return [np.unpackbits(layer, count=n) for n, layer in zip(self.sizes, self.layers, strict=True)]
 
     @cached_property
     def ones(self) -> tuple[int, ...]:
         """Number of kept weights of each layer."""
-        return tuple(layer.count() for layer in self.layers)
+        return tuple(bitarray(buffer=layer).count() for layer in self.layers)
 
     @property
     def density(self) -> tuple[float, ...]:
@@ -94,7 +94,10 @@ class BitMask:
 
     def __xor__(self, other: "BitMask") -> "BitMask":
         """Mark the weights in which two masks differ."""
-        return BitMask(tuple(a ^ b for a, b in zip(self.layers, other.layers, strict=True)))
+        if self.sizes != other.sizes:
+            raise ValueError("masks of layers of different sizes")
+        differ = np.frombuffer(self._packed, np.uint8) ^ np.frombuffer(other._packed, np.uint8)
+        return BitMask(differ.tobytes(), self.sizes)
 
     def flips(self, before: "BitMask") -> tuple[float, ...]:
         """Return the share of weights of each layer in which two masks differ."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bitarray import bitarray
 from bitarray.util import sc_encode
 
 from dslth.coding import codecs
@@ -103,7 +104,7 @@ def _figure(name: str, codec: codecs.Codec, mask: BitMask, history: History, bou
 
 def _general(name: str, mask: BitMask, bound: float) -> Iterator[Figure]:
     """Measure general codecs: zstd on the packed bits, bitarray's sparse code."""
-    bits = mask.layers[0]
+    bits = bitarray(buffer=mask.pack())[: mask.sizes[0]]
     yield _made(name, "sc_encode", sc_encode(bits), mask, bound, _speed(lambda: sc_encode(bits), mask), None)
     try:
         import zstandard

@@ -52,7 +52,7 @@ def _range_encode(mask: BitMask, history: History) -> bytes:
         n = len(layer)
         coder.number(ones, n + 1)
         if 0 < ones < n:
-            coder.bits(layer, np.full(n, _share(ones, n)))
+            coder.bits(layer, _share(ones, n))
     return coder.finish()
 
 
@@ -60,7 +60,7 @@ def _range_decode(payload: bytes, history: History) -> BitMask:
     coder, layers = Decoder(payload), []
     for n in history.mask.sizes:
         ones = coder.number(n + 1)
-        layer = coder.bits(np.full(n, _share(ones, n))) if 0 < ones < n else np.full(n, ones > 0, np.uint8)
+        layer = coder.bits(n, _share(ones, n)) if 0 < ones < n else np.full(n, ones > 0, np.uint8)
         layers.append(layer.astype(bool))
     return BitMask.from_arrays(layers)
 
@@ -70,8 +70,7 @@ def _share(k: int, n: int) -> int:
 
 
 def _delta_encode(mask: BitMask, history: History) -> bytes:
-    coder, forecast = Encoder(), history.forecast
-    flips = forecast.differences(history.mask, mask)
+    coder, forecast, flips = Encoder(), history.forecast, history.flips(history.step(mask))
     for low, high in pairwise(forecast.bounds.tolist()):
         inside = flips[slice(*np.searchsorted(flips, (low, high)))] - low
         coder.number(len(inside), high - low + 1)
@@ -81,35 +80,30 @@ def _delta_encode(mask: BitMask, history: History) -> bytes:
 
 
 def _delta_decode(payload: bytes, history: History) -> BitMask:
-    coder, flips = Decoder(payload), []
+    coder, flips = Decoder(payload), [np.zeros(0, np.int64)]
     for low, high in pairwise(history.forecast.bounds.tolist()):
         if count := coder.number(high - low + 1):
             flips.append(low + coder.rare(high - low, _share(count, high - low)))
-    return history.forecast.flipped(history.mask, np.concatenate(flips)) if flips else history.mask
+    return history.after_flips(np.concatenate(flips))
 
 
 def _context_encode(mask: BitMask, history: History) -> bytes:
-    coder, table = Encoder(), history.probabilities()
-    flips = history.forecast.differences(history.mask, mask)
-    hit, surprises = history.parted(flips)
-    coder.bits(hit.astype(np.uint8), table.ravel()[history.contexts])
-    places = surprises - np.searchsorted(history.active, surprises)
-    for group, low in enumerate(
-        history.forecast.bounds[:-1] - np.searchsorted(history.active, history.forecast.bounds[:-1])
-    ):
-        quiet, _ = history.quiet(group)
-        coder.rare(places[slice(*np.searchsorted(places, (low, low + quiet)))] - low, quiet, int(table[group, 0]))
+    coder, table, step = Encoder(), history.probabilities, history.step(mask)
+    coder.mixed(step.hit, table.ravel(), history.contexts)
+    ranks = step.ranks
+    for (low, high), p in zip(pairwise(history.quiet_bounds), table[:, 0].tolist(), strict=True):
+        coder.rare(ranks[slice(*np.searchsorted(ranks, (low, high)))] - low, high - low, p)
     return coder.finish()
 
 
 def _context_decode(payload: bytes, history: History) -> BitMask:
-    coder, table = Decoder(payload), history.probabilities()
-    flips = [history.active[coder.bits(table.ravel()[history.contexts]) == 1]]
-    for group, low in enumerate(history.forecast.bounds[:-1].tolist()):
-        quiet, before = history.quiet(group)
-        ranks = coder.rare(quiet, int(table[group, 0]))
-        flips.append(low + ranks + np.searchsorted(before, ranks, side="right"))
-    return history.forecast.flipped(history.mask, np.concatenate(flips))
+    coder, table = Decoder(payload), history.probabilities
+    hit = coder.mixed(table.ravel(), history.contexts) == 1
+    ranks = [
+        low + coder.rare(high - low, p)
+        for (low, high), p in zip(pairwise(history.quiet_bounds), table[:, 0].tolist(), strict=True)
+    ]
+    return history.after_step(hit, np.concatenate(ranks))
 
 
 BITPACK = Codec(0, CodecName.BITPACK, False, _bitpack_encode, _bitpack_decode)

@@ -1,6 +1,7 @@
 """What the run's seed alone tells of a peer's masks."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +29,28 @@ class Forecast:
     """
 
     def __init__(self, magnitudes: Sequence[NDArray[np.float32]], ones: Sequence[int]) -> None:
-        kept, bits, counts, start = [], list[Indices](), list[Indices](), 0
+        kept, bits, sizes, start = [], list[Indices](), list[int](), 0
         for layer, count in zip(magnitudes, ones, strict=True):
             mask, threshold = largest(layer, count)
             kept.append(mask)
-            group = np.searchsorted(_EDGES, np.abs(layer - threshold), side="right").astype(np.uint8)
-            bits.append(start + np.argsort(group, kind="stable"))
-            counts.append(np.bincount(group, minlength=GROUPS))
+            distance, group = np.abs(layer - threshold), np.zeros(len(layer), np.uint8)
+            for edge in _EDGES:
+                group += distance >= edge
+            members = [np.flatnonzero(group == number) for number in range(GROUPS)]
+            bits += [start + inside for inside in members]
+            sizes += [len(inside) for inside in members]
             start += 8 * packed_size([len(layer)])
         self.mask = BitMask.from_arrays(kept)
-        self.layers, self.sizes = len(kept), np.concatenate(counts)
+        self.layers, self.sizes = len(kept), np.array(sizes, np.int64)
         self.bounds: Indices = np.concatenate([[0], np.cumsum(self.sizes)])
         self._bits: NDArray[np.int32] = np.concatenate(bits).astype(np.int32)  # of a place, in the packed mask
-        self._places = np.zeros(start, np.int32)
-        self._places[self._bits] = np.arange(len(self._bits), dtype=np.int32)
+
+    @cached_property
+    def _places(self) -> NDArray[np.int32]:
+        """The place of each bit of the packed mask; whoever only receives masks of this forecast does not need it."""
+        places = np.zeros(8 * packed_size(self.mask.sizes), np.int32)
+        places[self._bits] = np.arange(len(self._bits), dtype=np.int32)
+        return places
 
     def differences(self, a: BitMask, b: BitMask) -> Indices:
         """Return the places, ascending, of the weights in which two masks differ."""

@@ -1,5 +1,8 @@
 """What sender and receiver both know of a sender's masks, and how likely each weight is to flip next."""
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,9 +10,9 @@ from dslth.coding.forecast import GROUPS, Forecast
 from dslth.coding.rangecoder import ONE, Indices
 from dslth.masks import BitMask
 
-__all__ = ["History"]
+__all__ = ["History", "Step"]
 
-_CONTEXT = np.array([(f & 3) * 6 + min(5, (f >> 2).bit_count()) for f in range(128)], np.uint8)
+_CONTEXT = np.array([(f & 3) * 6 + min(5, (f >> 2).bit_count()) for f in range(128)])
 """The context of a weight by the last seven steps in which it flipped or not, the newest in the lowest bit: whether the
 last two were flips, and how many of the five before them (0 .. 5).
 
@@ -21,6 +24,20 @@ _KIND = np.array([0, *[1 + c // 6 for c in range(1, _CONTEXTS)]])
 _SCALE = 16
 _PRIOR = np.array([[8, 320], [32, 320], [64, 320], [64, 320], [64, 320]])
 """Flips and weights of each kind met before the first mask."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """From a history's last mask to the next: ``hit`` marks the active weights that flip.
+
+    ``surprises`` are the places of the quiet weights that flip, ascending, ``ranks`` how many quiet ones stand before
+    each of them.
+    """
+
+    mask: BitMask
+    hit: NDArray[np.bool_]
+    surprises: Indices
+    ranks: Indices
 
 
 class History:
@@ -38,41 +55,69 @@ class History:
         # flips and weights met in each context of each group of each layer, halved each round
         self._met = np.zeros((forecast.layers, GROUPS, _CONTEXTS, 2), np.int64)
         self._pace = ONE  # flips in the last round for each that was expected, in units of 2**-24
+        self._step: Step | None = None  # the one that was looked at last: coded, and then gone
 
-    @property
+    @cached_property
     def contexts(self) -> Indices:
         """The context of each active weight among those of all groups: 24 times the group's number, and its own."""
-        grouped: Indices = self._group_of(self.active) * _CONTEXTS + _CONTEXT[self._steps]
+        ends = np.searchsorted(self.active, self.forecast.bounds)
+        grouped: Indices = np.repeat(_CONTEXTS * np.arange(len(ends) - 1), np.diff(ends))
+        grouped += _CONTEXT.take(self._steps)
         return grouped
 
-    def _group_of(self, places: Indices) -> Indices:
-        ends = np.searchsorted(places, self.forecast.bounds)
-        return np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    # --- steps to the next mask -------------------------------------------------------------------------------------
 
-    def parted(self, flips: Indices) -> tuple[NDArray[np.bool_], Indices]:
-        """Return which active weights are among flips (places in ascending order), and the flips that are not."""
-        where = np.searchsorted(flips, self.active)
-        hit = np.append(flips, -1)[where] == self.active
-        surprise = np.ones(len(flips), np.bool_)
-        surprise[where[hit]] = False
-        return hit, flips[surprise]
+    def step(self, mask: BitMask) -> Step:
+        """Return the step to a mask; for the mask that was last asked for, or decoded, it is known already."""
+        if self._step is None or self._step.mask is not mask:
+            self._step = self._step_of(mask, self.forecast.differences(self.mask, mask))
+        return self._step
 
-    def quiet(self, group: int) -> tuple[int, Indices]:
-        """Return the number of quiet weights in a group, and before how many of them each active one stands."""
-        low, high = self.forecast.bounds[group : group + 2]
-        active = self.active[slice(*np.searchsorted(self.active, (low, high)))] - low
-        return int(high - low) - len(active), active - np.arange(len(active))
+    def flips(self, step: Step) -> Indices:
+        """Return the places of all weights that flip, ascending."""
+        return np.sort(np.concatenate([self.active[step.hit], step.surprises]), kind="stable")
 
+    def after_flips(self, flips: Indices) -> BitMask:
+        """Return the mask after flips in these places, ascending."""
+        mask = self.forecast.flipped(self.mask, flips)
+        self._step = self._step_of(mask, flips)
+        return mask
+
+    def after_step(self, hit: NDArray[np.bool_], ranks: Indices) -> BitMask:
+        """Return the mask after a step of these hits and ranks of surprises."""
+        quiet_before = self.active - np.arange(len(self.active))
+        surprises = ranks + np.searchsorted(quiet_before, ranks, side="right")
+        mask = self.forecast.flipped(self.mask, np.concatenate([self.active[hit], surprises]))
+        self._step = Step(mask, hit, surprises, ranks)
+        return mask
+
+    def _step_of(self, mask: BitMask, flips: Indices) -> Step:
+        before = np.searchsorted(self.active, flips)
+        known = np.append(self.active, -1)[before] == flips
+        hit = np.zeros(len(self.active), np.bool_)
+        hit[before[known]] = True
+        return Step(mask, hit, flips[~known], (flips - before)[~known])
+
+    @property
+    def quiet_bounds(self) -> list[int]:
+        """How many quiet weights stand before each group, and how many there are."""
+        bounds = self.forecast.bounds
+        return list((bounds - np.searchsorted(self.active, bounds)).tolist())
+
+    # --- probabilities ----------------------------------------------------------------------------------------------
+
+    @cached_property
     def probabilities(self) -> Indices:
-        """Return the probability of a flip in each context of each group (layers * groups, 24), in units of 2**-24.
+        """The probability of a flip in each context of each group (layers * groups, 24), in units of 2**-24.
 
         What was expected is scaled by how the last round turned out: early on, each round has fewer flips.
         """
-        clipped: Indices = np.clip((self._expected() >> 12) * (self._pace >> 12), ONE >> 17, ONE - (ONE >> 6))
+        clipped: Indices = np.clip((self._expected >> 12) * (self._pace >> 12), ONE >> 17, ONE - (ONE >> 6))
         return clipped
 
+    @cached_property
     def _expected(self) -> Indices:
-        """Return the share of flips by the counts of the layer's group, in the shape and unit of ``probabilities``.
+        """The share of flips by the counts of the layer's group, in the shape and unit of ``probabilities``.
 
         While those are few, by those of all layers' like groups; while those are few, by all groups' counts of this
         context, and then of its kind.
@@ -87,22 +132,21 @@ class History:
 
     def advanced(self, mask: BitMask, round_: int) -> "History":
         """Return the history that has seen one more mask."""
-        flips, after = self.forecast.differences(self.mask, mask), History(self.forecast, mask, round_)
-        after.depth = self.depth + 1
-        hit, surprises = self.parted(flips)
-        places = np.concatenate([self.active, surprises])
-        steps = np.concatenate([(self._steps << np.uint8(1)) & np.uint8(127) | hit, np.ones(len(surprises), np.uint8)])
-        order = np.argsort(places, kind="stable")  # two sorted runs: merged in one pass
-        order = order[steps[order] > 0]
-        after.active, after._steps = places[order], steps[order]
+        step, after = self.step(mask), History(self.forecast, mask, round_)
+        after.depth, self._step = self.depth + 1, None
+        where = step.surprises - step.ranks
+        active = np.insert(self.active, where, step.surprises)
+        steps = np.insert((self._steps << np.uint8(1)) & np.uint8(127) | step.hit, where, 1)
+        after.active, after._steps = active[steps > 0], steps[steps > 0]
 
-        contexts, shape = self.contexts, (len(self.forecast.sizes), _CONTEXTS)
-        met = [np.bincount(which, minlength=shape[0] * shape[1]) for which in (contexts[hit], contexts)]
+        shape = (len(self.forecast.sizes), _CONTEXTS)
+        met = [np.bincount(which, minlength=shape[0] * shape[1]) for which in (self.contexts[step.hit], self.contexts)]
         now = np.stack(met, axis=1).reshape(*shape, 2)
-        now[:, 0, 0] = np.bincount(self._group_of(flips), minlength=shape[0]) - now[..., 0].sum(1)
+        now[:, 0, 0] = np.diff(np.searchsorted(step.surprises, self.forecast.bounds))
         now[:, 0, 1] = self.forecast.sizes - now[..., 1].sum(1)
         after._met = self._met // 2 + _SCALE * now.reshape(self._met.shape)
         if self.depth:
-            expected = int((self._expected() * now[..., 1]).sum())
-            after._pace = min(4 * ONE, max(ONE // 4, len(flips) * ONE * ONE // max(1, expected)))
+            expected = int((self._expected * now[..., 1]).sum())
+            flips = int(now[..., 0].sum())
+            after._pace = min(4 * ONE, max(ONE // 4, flips * ONE * ONE // max(1, expected)))
         return after

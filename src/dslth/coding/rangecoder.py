@@ -19,7 +19,7 @@ CROWD = 15
 """Surprises in a block from which on their number is coded apart."""
 
 _model = constriction.stream.model
-_bernoulli = _model.Bernoulli(perfect=False)
+_mixed = _model.Categorical(perfect=False)
 
 
 class Encoder:
@@ -28,10 +28,14 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def bits(self, bits: Bits, probabilities: Indices) -> None:
-        """Code each bit given its probability to be 1, in units of 2**-24."""
+    def bits(self, bits: Bits | NDArray[np.bool_], p: int) -> None:
+        """Code bits that are 1 with probability ``p`` / 2**24."""
+        self._coder.encode(bits.astype(np.int32), _categorical(_either(p)))
+
+    def mixed(self, bits: Bits | NDArray[np.bool_], table: Indices, contexts: Indices) -> None:
+        """Code bits of different contexts: ``table`` has the probability of a 1 in each, in units of 2**-24."""
         if len(bits):
-            self._coder.encode(bits.astype(np.int32), _bernoulli, probabilities / ONE)
+            self._coder.encode(bits.astype(np.int32), _mixed, _either(table).take(contexts, axis=0))
 
     def number(self, value: int, size: int) -> None:
         """Code an integer in 0 .. size-1, all equally likely."""
@@ -87,11 +91,15 @@ class Decoder:
             raise ValueError("not what an encoder gives") from None
         return symbols
 
-    def bits(self, probabilities: Indices) -> Bits:
-        """Decode a bit for each probability."""
-        if not len(probabilities):
+    def bits(self, n: int, p: int) -> Bits:
+        """Decode ``n`` bits of the same probability."""
+        return self._decode(_categorical(_either(p)), n).astype(np.uint8)
+
+    def mixed(self, table: Indices, contexts: Indices) -> Bits:
+        """Decode a bit of each context."""
+        if not len(contexts):
             return np.zeros(0, np.uint8)
-        return self._decode(_bernoulli, probabilities / ONE).astype(np.uint8)
+        return self._decode(_mixed, _either(table).take(contexts, axis=0)).astype(np.uint8)
 
     def number(self, size: int) -> int:
         """Decode an integer in 0 .. size-1."""
@@ -105,24 +113,42 @@ class Decoder:
         if n == 0:
             return np.zeros(0, np.int64)
         block, model = _blocks(p)
-        counts = self._decode(model, -(-n // block)).astype(np.int64)
-        for crowded in np.flatnonzero(counts == CROWD):
+        counts = self._decode(model, -(-n // block))
+        full = counts.nonzero()[0]
+        if not len(full):
+            return full
+        counts = counts[full].astype(np.int64)
+        for crowded in (counts == CROWD).nonzero()[0]:
             counts[crowded] += self.number(block)
         if counts.max() > block:
             raise ValueError("more surprises than places")
-        starts = np.repeat(np.arange(len(counts)) * block, counts)
-        if block > 1 and len(starts):
-            starts += self._decode(_model.Uniform(block), len(starts))
-        if len(starts) and (starts[-1] >= n or (np.diff(starts) <= 0).any()):
+        positions = (full * block).repeat(counts)
+        if block > 1:
+            positions += self._decode(_model.Uniform(block), len(positions))
+        if positions[-1] >= n or (positions[1:] <= positions[:-1]).any():
             raise ValueError("surprises out of order")
-        return starts
+        return positions
 
 
 def _blocks(p: int) -> tuple[int, object]:
     """Choose blocks that hold about a tenth of a surprise each, and the distribution of their number in one."""
     block = 1 << max(0, (ONE // (8 * p)).bit_length() - 1)
-    chances = [1.0]  # binomial, up to a factor; by products and quotients alone, which IEEE 754 rounds alike everywhere
-    for k in range(1, CROWD + 1):
-        chances.append(chances[-1] * p * max(0, block - k + 1) / ((ONE - p) * k))
-    weights = np.array([max(1, int(chance * ONE)) for chance in chances], np.float64)  # never 0: all can be decoded
-    return block, _model.Categorical(weights / weights.sum(), perfect=False)
+    weights = [1] * (CROWD + 1)  # never 0: all can be decoded
+    chance = 1.0  # binomial, up to a factor; by products and quotients alone, which IEEE 754 rounds alike everywhere
+    for k in range(CROWD + 1):
+        if k:
+            chance = chance * p * max(0, block - k + 1) / ((ONE - p) * k)
+        if chance * ONE < 1:  # and from here on ever less
+            break
+        weights[k] = int(chance * ONE)
+    return block, _categorical(np.array(weights, np.float64) / sum(weights))
+
+
+def _either(p: int | Indices) -> NDArray[np.float64]:
+    """Return the shares of 0 and 1, in the last axis."""
+    return np.stack([ONE - p, p], axis=-1) / ONE
+
+
+def _categorical(shares: NDArray[np.float64]) -> object:
+    """Return the distribution of symbols from 0 up; nearly all are 0, which ``lazy`` decodes twice as fast."""
+    return _model.Categorical(shares, perfect=False, lazy=True)
