@@ -112,8 +112,8 @@ class History:
 
         What was expected is scaled by how the last round turned out: early on, each round has fewer flips.
         """
-        clipped: Indices = np.clip((self._expected >> 12) * (self._pace >> 12), ONE >> 17, ONE - (ONE >> 6))
-        return clipped
+        scaled: Indices = (self._expected >> 12) * (self._pace >> 12)
+        return np.minimum(np.maximum(scaled, ONE >> 17), ONE - (ONE >> 6))
 
     @cached_property
     def _expected(self) -> Indices:

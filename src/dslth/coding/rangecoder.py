@@ -117,15 +117,18 @@ class Decoder:
         full = counts.nonzero()[0]
         if not len(full):
             return full
-        counts = counts[full].astype(np.int64)
-        for crowded in (counts == CROWD).nonzero()[0]:
-            counts[crowded] += self.number(block)
-        if counts.max() > block:
+        counts = counts[full]
+        most = int(counts.max())
+        if most == CROWD:
+            for crowded in (counts == CROWD).nonzero()[0]:
+                counts[crowded] += self.number(block)
+            most = int(counts.max())
+        if most > block:
             raise ValueError("more surprises than places")
         positions = (full * block).repeat(counts)
         if block > 1:
             positions += self._decode(_model.Uniform(block), len(positions))
-        if positions[-1] >= n or (positions[1:] <= positions[:-1]).any():
+        if positions[-1] >= n or (most > 1 and (positions[1:] <= positions[:-1]).any()):
             raise ValueError("surprises out of order")
         return positions
 
@@ -133,15 +136,13 @@ class Decoder:
 def _blocks(p: int) -> tuple[int, object]:
     """Choose blocks that hold about a tenth of a surprise each, and the distribution of their number in one."""
     block = 1 << max(0, (ONE // (8 * p)).bit_length() - 1)
-    weights = [1] * (CROWD + 1)  # never 0: all can be decoded
-    chance = 1.0  # binomial, up to a factor; by products and quotients alone, which IEEE 754 rounds alike everywhere
-    for k in range(CROWD + 1):
-        if k:
-            chance = chance * p * max(0, block - k + 1) / ((ONE - p) * k)
-        if chance * ONE < 1:  # and from here on ever less
-            break
+    weights, others = np.ones(CROWD + 1), ONE - p  # never 0: all can be decoded
+    k, chance = 0, 1.0  # binomial, up to a factor; by products and quotients, which IEEE 754 rounds alike everywhere
+    while chance * ONE >= 1:  # and then ever less
         weights[k] = int(chance * ONE)
-    return block, _categorical(np.array(weights, np.float64) / sum(weights))
+        k += 1
+        chance = chance * p * (block - k + 1) / (others * k)
+    return block, _categorical(weights / weights.sum())
 
 
 def _either(p: int | Indices) -> NDArray[np.float64]:
