@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from bitarray import bitarray
@@ -185,6 +187,31 @@ def test_payloads_do_not_depend_on_anything_but_masks():
     payload = codecs.CONTEXT.encode(mask, history_of(past))
     assert payload == codecs.CONTEXT.encode(mask, history_of(past))
     assert (len(payload), payload[:8].hex()) == (15, "cf8396792d860780")
+
+
+def test_every_codecs_payloads_are_those_that_peers_of_this_wire_format_send():
+    digest = hashlib.sha256()
+    for seed, share, density in ((1, 0.002, 0.5), (2, 0.05, 0.3), (3, 0.4, 0.9), (4, 0.0, 0.1)):
+        history = History(forecast_of((3, 5000, 700), seed))
+        for round_, mask in enumerate(walk(seed, 9, share, (3, 5000, 700), density)):
+            for codec in BY_NAME.values():
+                digest.update(codec.encode(mask, history))
+            history = history.advanced(mask, round_)
+    assert digest.hexdigest() == "c50f6aaa30b0f6f5a01f3cab59b784ef53d26d33d670a32624cfef9f722dde89"
+
+
+@pytest.mark.parametrize("codec", [codecs.DELTA, codecs.CONTEXT], ids=lambda codec: codec.name)
+@given(seeds, shares, st.integers(0, 12))
+def test_a_receiver_that_decoded_a_mask_knows_what_one_that_was_told_it_knows(codec, seed, share, steps):
+    *past, mask = walk(seed, steps + 1, share)
+    receiver, told = history_of(past, seed), history_of(past, seed)
+    decoded = receiver.advanced(codec.decode(codec.encode(mask, told), receiver), 99)
+    again = BitMask.unpack(mask.pack(), mask.sizes)  # no history has looked at this one
+    for one, other in ((decoded, told.advanced(again, 99)), (decoded, history_of([*past, again], seed))):
+        assert one.mask == other.mask
+        assert np.array_equal(one.active, other.active)
+        assert np.array_equal(one.contexts, other.contexts)
+        assert np.array_equal(one.probabilities, other.probabilities)
 
 
 def test_the_forecast_of_a_run_is_the_same_on_every_machine():

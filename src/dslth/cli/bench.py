@@ -139,5 +139,34 @@ def codec(
         out.print(measured.table(figures))
 
 
+@bench_app.command()
+def coding(
+    topology_file: TopologyOption = "ring",
+    changes: Annotated[Changes, "rounds", "seed", "preset", "codec", "data_dir"] = Changes(),
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write coding.json into.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what coding masks costs a peer in each round of a run, beside what learning costs it.
+
+    All peers of the topology learn in step in this process, without sockets.
+    """
+    settings, graph = options.read(topology_file, changes)
+    options.look_at_data(settings, graph)
+    if out_dir is not None:
+        options.new_folder(out_dir, "coding")
+
+    from dslth.bench import coding as measured
+
+    figures = measured.measure(settings, graph, _say)
+    if out_dir is not None:
+        measured.write(figures, out_dir)
+    if as_json:
+        print(json.dumps(measured.rows(figures)))  # noqa: T201
+    else:
+        out.print(measured.table(figures))
+
+
 def _say(line: str) -> None:
     err.print(line)
