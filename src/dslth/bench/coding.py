@@ -56,7 +56,7 @@ def measure(run: RunConfig, graph: Topology, progress: Callable[[str], None] = l
     codings = [_coding(run, learner) for learner in learners]
     outgoing = [Outgoing(_DIGEST, peer, coding, learners[peer].ones, 1) for peer, coding in enumerate(codings)]
     incoming, neighbours = Incoming(codings[0]), graph.neighbours(0)
-    clocks, before = list[dict[str, float]](), None
+    clocks, before = list[dict[str, float]](), learners[0].forecast(0, learners[0].ones).mask
     for round_ in range(experiment.rounds):
         progress(f"round {round_}")
         spent: dict[str, float] = {}
@@ -79,7 +79,7 @@ def measure(run: RunConfig, graph: Topology, progress: Callable[[str], None] = l
             learners[0].evaluate()
         spent["decode"] /= len(neighbours)
         spent["payload"] = fmean(len(payload) for _, payload in sent.values())
-        spent["flips"] = 1.0 if before is None else sum((mask ^ before).ones) / sum(mask.sizes)
+        spent["flips"] = sum((mask ^ before).ones) / sum(mask.sizes)
         before = mask
         clocks.append(spent)
     return list(_parts(clocks))
