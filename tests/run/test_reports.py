@@ -501,3 +501,12 @@ def test_no_figure_of_a_benchmark_is_cut_at_80_columns(parts):
     text = shown(*parts())
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_live_line_shows_each_peers_last_known_accuracy():
+    live = LiveTable(2, 3, "run")
+    for peer in (0, 1):
+        for event in list(a_run(peer))[:-1]:
+            known = event.event != "round" or event.round == 0
+            live.take(event if known else event.model_copy(update={"accuracy_personal": None}))
+    assert live.line().startswith("round 2/3, personal accuracy 50.0 %")
