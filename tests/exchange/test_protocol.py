@@ -523,3 +523,40 @@ def test_who_leaves_before_the_last_round_is_lost_and_nobody_waits_for_it(table)
     t.bye(1, 1)
     assert t.play() == 0
     assert t.notices() == [("left", 1)]
+
+
+def test_a_patient_peer_that_leaves_says_its_bye_again_to_one_that_was_restarted(table):
+    t = table(rounds=1, deadline="none")
+    t.join()
+    t.play(1)
+    t.exchange.leave()
+    t.bye(1, 1, heard=True)
+    assert not t.exchange.busy
+    t = table(peers=3, rounds=1, deadline="none")
+    t.join()
+    t.play(1, 2)
+    t.exchange.leave()
+    t.bye(1, 1, heard=True)
+    t.part(1)
+    t.hear(wire.hello(Kind.HELLO, t.me, 1, 1), "another route")  # it was restarted, and knows of no bye
+    t.bye(2, 1, heard=True)
+    assert t.exchange.busy
+    t.did()
+    t.reach(1)
+    assert Kind.BYE in {Kind(t.header(action).kind) for action in t.did() if isinstance(action, Send)}
+    t.hear(wire.bye(DIGEST, 1, 1, heard=True), "another route")
+    assert not t.exchange.busy
+
+
+def test_a_patient_peer_restarted_after_its_last_round_stays_for_whom_it_reaches(table):
+    t = table(peers=3, rounds=1, deadline="none")
+    t.exchange.restore(1, [(0, MASK)])
+    t.exchange.leave()
+    t.reach(1)
+    t.did()
+    t.wait(1000)
+    assert t.exchange.busy  # for peer 1, whose hello may be lost; not for peer 2, which is nowhere
+    assert t.said(Kind.HELLO).count(1) > 5
+    t.part(1)
+    t.wait()
+    assert not t.exchange.busy

@@ -416,13 +416,16 @@ class Exchange(Generic[M, C]):
     def _go_on_leaving(self, now: float) -> None:
         perhaps_back = {neighbour.id for neighbour in self._all if now < neighbour.back_by}
         there = self._mode.stays_for(self._all, self._connected | perhaps_back)
-        if now >= self._until:  # a patient peer still stays for those that it has met since it started
-            there = [neighbour for neighbour in there if self.patient and neighbour.met]
+        if now >= self._until:  # a patient peer still stays for those that it has met since it started, or reaches
+            known = [n for n in there if n.met or (n.id in self._connected and not n.differs)]
+            there = known if self.patient else []
         if not there:
             self._phase = Phase.NOTHING
             return
         for neighbour in there:
             if neighbour.asking.due(now, 2, MOST_PATIENT_SECONDS):  # a bye may have been lost, this peer's or theirs
+                if not neighbour.is_met:
+                    self._say_hello(neighbour)
                 self._say_bye(neighbour)
         given_up_at = [at for at in (self._until, *(neighbour.back_by for neighbour in there)) if at > now]
         self._wake = min([*given_up_at, *(neighbour.asking.at for neighbour in there)])
@@ -530,6 +533,8 @@ class Exchange(Generic[M, C]):
             raise
         again = neighbour.route == delivery.route
         neighbour.route = delivery.route
+        if not again:  # it may have been restarted, and knows of no bye
+            neighbour.heard_bye, neighbour.back_by = False, self._clock() + self._place.join_timeout
         self._actions.append(Identify(neighbour.id, delivery.route))
         self._follow(neighbour, hello.address, delivery.route)
         first = self._mode.awaited_from(neighbour, header.round, self.round)
