@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dslth import config, files, topology
-from dslth.engines.supervisor import run_local
+from dslth import files
 from dslth.errors import BusyError
 from dslth.run.events import Finished
 from dslth.run.folder import RunFolder
@@ -349,20 +348,10 @@ def test_a_run_of_which_some_peers_have_finished_resumes(commands, topology_file
 # --- what else may lie in it ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recorded")
-    file = folder / "small.yaml"
-    file.write_text("graph: {kind: ring, peers: 3}\nexperiment: {rounds: 2, model: {name: mlp}}\n")
-    run = config.load(file)
-    run_local(run, topology.build(run.graph, 1), RunFolder(folder / "run"), transport="memory")
-    return folder / "run"
-
-
-def copied(recorded, folder):
+def copied(run_folder, folder):
     (folder / "peers").mkdir(parents=True)
-    for path in [*recorded.glob("peers/*"), recorded / "manifest.json"]:
-        (folder / path.relative_to(recorded)).write_bytes(path.read_bytes())
+    for path in [*run_folder.glob("peers/*"), run_folder / "manifest.json"]:
+        (folder / path.relative_to(run_folder)).write_bytes(path.read_bytes())
     return folder
 
 
@@ -372,8 +361,8 @@ def inspected(commands, folder):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_left_alone(commands, recorded, tmp_path, make):
-    folder = copied(recorded, tmp_path / "run")
+def test_what_is_no_file_is_left_alone(commands, run_folder, tmp_path, make):
+    folder = copied(run_folder, tmp_path / "run")
     for name in ("peers/peer-2.jsonl", "manifest.json", "launcher.jsonl"):
         (folder / name).unlink(missing_ok=True)
         make(folder / name)
@@ -383,10 +372,10 @@ def test_what_is_no_file_is_left_alone(commands, recorded, tmp_path, make):
     assert (done.returncode, len(done.stderr.splitlines())) == (6, 1)
 
 
-def test_another_peers_line_in_a_peers_file_does_not_count(commands, recorded, tmp_path):
-    folder = copied(recorded, tmp_path / "run")
+def test_another_peers_line_in_a_peers_file_does_not_count(commands, run_folder, tmp_path):
+    folder = copied(run_folder, tmp_path / "run")
     whole = summarise(RunFolder(folder))
-    first = RunFolder(recorded).reports(0)
+    first = RunFolder(run_folder).reports(0)
     stranger = Finished(
         peer=5, time=1.0, rounds_completed=9, accuracy_personal=None, accuracy_global=None, mask_digest="", links={},
         refused={},
@@ -400,8 +389,8 @@ def test_another_peers_line_in_a_peers_file_does_not_count(commands, recorded, t
     assert inspected(commands, folder) == [0, 1, 2]
 
 
-def test_a_link_that_leads_nowhere_is_left_alone(recorded, tmp_path):
-    folder = RunFolder(copied(recorded, tmp_path / "run"))
+def test_a_link_that_leads_nowhere_is_left_alone(run_folder, tmp_path):
+    folder = RunFolder(copied(run_folder, tmp_path / "run"))
     loop = folder.reports(1)
     loop.unlink()
     loop.symlink_to(loop)
