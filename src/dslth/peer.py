@@ -8,7 +8,7 @@ compared with are in ``bench``; all of them learn, send, wait and report in this
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol
@@ -104,8 +104,10 @@ class Peer(Generic[M, C]):
         sinks: Sequence[Sink],
         stop: Stop,
         checkpoints: Checkpoints | None = None,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._place, self._method, self._stop, self._checkpoints = place, method, stop, checkpoints
+        self._turn = turn
         self._experiment = place.run.experiment
         self._device = place.run.device(place.peer)
         self._ledger = Ledger(place.peer, place.neighbours, transport, sinks)
@@ -148,7 +150,7 @@ class Peer(Generic[M, C]):
         """Play one round, unless the peer is asked to end while it waits."""
         method, ledger, experiment = self._method, self._ledger, self._experiment
         before = method.state()
-        with ledger.phase(Phase.COMPUTE), self._slowed():
+        with self._computing(Phase.COMPUTE):
             message, loss = method.local_update(round_)
         received: Mapping[int, M] = {}
         if experiment.algorithm.exchange:
@@ -160,7 +162,7 @@ class Peer(Generic[M, C]):
             if self._stop.is_set():
                 method.restore(before)
                 return
-            with ledger.phase(Phase.FINE_TUNE), self._slowed():
+            with self._computing(Phase.FINE_TUNE):
                 method.fine_tune(received)
         evaluation = None
         if (round_ + 1) % method.evaluate_every == 0 or round_ + 1 == experiment.rounds:
@@ -175,21 +177,30 @@ class Peer(Generic[M, C]):
         played, self._played = self._played, None
         if played is None:
             return
-        start = time.perf_counter()
-        accuracy = played.evaluation() if played.evaluation else None
-        self._ledger.report(played.report, accuracy, time.perf_counter() - start)
+        accuracy, seconds = None, 0.0
+        if played.evaluation:
+            with self._turn():
+                start = time.perf_counter()
+                accuracy = played.evaluation()
+                seconds = time.perf_counter() - start
+        self._ledger.report(played.report, accuracy, seconds)
         rounds, every = played.report.round + 1, self._experiment.checkpoint_every
         if every and (rounds % every == 0 or rounds == self._experiment.rounds):
             self._save(rounds, played.state)
 
     @contextmanager
-    def _slowed(self) -> Iterator[None]:
-        """Stretch the time of a computation to that of a device with the profile's speed."""
-        start = time.perf_counter()
-        yield
-        speed = self._device.speed
-        if speed < 1:
-            self._stop.wait((time.perf_counter() - start) * (1 / speed - 1))
+    def _computing(self, phase: Phase) -> Iterator[None]:
+        """Compute when it is this peer's turn, and stretch the time to that of a device with the profile's speed."""
+        with ExitStack() as turn:
+            with self._ledger.phase(Phase.WAIT):
+                turn.enter_context(self._turn())
+            start = time.perf_counter()
+            with self._ledger.phase(phase):
+                yield
+            took = time.perf_counter() - start
+        if (speed := self._device.speed) < 1:
+            with self._ledger.phase(phase):
+                self._stop.wait(took * (1 / speed - 1))
 
     def _finish(self, ticket: Path | None) -> Finished:
         message, learned = self._method.result()

@@ -3,13 +3,14 @@
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dslth import keys, limits
 from dslth.config import NetworkConfig, RunConfig
+from dslth.engines.turns import at_once
 from dslth.errors import DslthError, PeerFailedError
 from dslth.learning import data, footprint, partition
 from dslth.run.checkpoint import Checkpoints
@@ -75,13 +76,15 @@ class Surroundings:
 
     ``stop`` asks it to end. ``meet`` takes the address that the peer listens on and returns those of all peers; before
     it is called, nothing in the folder is touched. ``sinks`` take its reports, besides its file in the folder; their
-    maker closes them. ``network`` is that of a run in one process; without one the peer uses ZeroMQ.
+    maker closes them. ``network`` is that of a run in one process; without one the peer uses ZeroMQ. ``turn`` lets it
+    compute when others do not, if they share its cores.
     """
 
     stop: Stop
     meet: Callable[[str], Sequence[str]]
     sinks: tuple[Sink, ...] = ()
     network: MemoryNetwork | None = None
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def run_peer(job: PeerJob, surroundings: Surroundings) -> Finished:
@@ -113,7 +116,7 @@ def run_peer(job: PeerJob, surroundings: Surroundings) -> Finished:
             addresses = around.meet(transport.listen(job.listen))
             file = JsonLines(folder.reports(peer), append=True)
             place = Place(peer, run, job.topology, addresses, job.join_timeout, job.advertise)
-            learning = Peer(place, method, transport, (file, *around.sinks), around.stop, checkpoints)
+            learning = Peer(place, method, transport, (file, *around.sinks), around.stop, checkpoints, around.turn)
             finished = learning.run(folder.ticket(peer))
         finally:
             transport.close()
@@ -226,13 +229,15 @@ def _shares(
 def _memory(run: RunConfig, topology: Topology, shares: partition.Partition) -> int:
     experiment = run.experiment
     shape = data.DATASETS[experiment.data.name].shape
-    needed = footprint.SERVER
+    needed, steps = footprint.SERVER, []
     for one in range(topology.peers):
         samples = len(shares.train[one]) + len(shares.test[one]) + len(shares.common)
         batch = min(run.device(one).batch or experiment.algorithm.batch, len(shares.train[one]))
         neighbours = len(topology.neighbours(one)) if experiment.algorithm.exchange else 0
-        needed += footprint.of_peer(experiment, shape, batch, neighbours, samples)
-    return needed
+        needed += footprint.of_peer(experiment, shape, neighbours, samples)
+        steps.append(footprint.of_step(experiment, shape, batch))
+    learning = at_once([run.device(one).threads for one in range(topology.peers)])
+    return needed + sum(sorted(steps)[-learning:])
 
 
 @contextmanager

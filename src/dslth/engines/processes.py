@@ -15,6 +15,7 @@ from dslth.config import DataConfig
 from dslth.engines import server
 from dslth.engines.base import Failure, PeerJob, Surroundings, run_peer
 from dslth.engines.inbox import Inbox, Reporter
+from dslth.engines.turns import Turns
 from dslth.errors import DataError, PeerFailedError
 from dslth.keys import Keys
 from dslth.learning import data
@@ -38,6 +39,7 @@ class Processes:
         self._jobs, self._orphans = {job.peer: job for job in jobs}, orphans
         self._server = server.context()
         self._data = _shared(jobs[0].run.experiment.data)
+        self._turns = Turns(self._server, [job.run.device(job.peer).threads for job in jobs])
         public, secret = zmq.curve_keypair()
         pairs = {peer: zmq.curve_keypair() for peer in self._jobs}
         theirs = {peer: key for peer, (key, _) in pairs.items()}
@@ -65,7 +67,7 @@ class Processes:
         here, there = self._server.Pipe()
         process = self._server.Process(
             target=_process,
-            args=(replace(job, listen=listen), there, self._reporters[peer], self._orphans, self._data),
+            args=(replace(job, listen=listen), there, self._reporters[peer], self._orphans, self._data, self._turns),
             name=f"dslth-peer-{peer}",
         )
         try:
@@ -123,6 +125,7 @@ class Processes:
         self._read_pipes()
         alive = {peer for peer, process in self._processes.items() if process.is_alive()}
         for peer in self._processes.keys() - alive - self._failures.keys():
+            self._turns.give_back(peer)
             code = self._processes[peer].exitcode or 0
             if code:
                 how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
@@ -160,7 +163,7 @@ def _shared(settings: DataConfig) -> Shared | None:
 
 
 def _process(
-    job: PeerJob, pipe: Connection, report: Callable[[], Reporter], orphans: bool, shared: Shared | None
+    job: PeerJob, pipe: Connection, report: Callable[[], Reporter], orphans: bool, shared: Shared | None, turns: Turns
 ) -> None:
     """Run the process of one peer."""
     if shared:
@@ -187,7 +190,7 @@ def _process(
 
     try:
         with closing(report()) as reporter:
-            run_peer(job, Surroundings(stop, meet, (reporter,)))
+            run_peer(job, Surroundings(stop, meet, (reporter,), turn=partial(turns.turn, job.peer)))
     except Exception as error:
         pipe.send(Failure.of(error))
         raise SystemExit(1) from None

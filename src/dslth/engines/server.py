@@ -15,8 +15,8 @@ __all__ = ["context", "end_unused", "leave_nothing", "start", "start_early"]
 ELSEWHERE = {"memory", "ray", "--resume", "-h", "--help"}
 """Words on the command line of a run that forks no peers, or of which only its folder tells whether it does."""
 
-ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=16777216"
-"""Memory in huge pages, which are had in few faults; so that arrays of 16 MiB and more can be given back after use."""
+ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1073741824"
+"""Memory in huge pages, which are had in few faults, and kept from one array to the next until a turn ends."""
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 _unused = False

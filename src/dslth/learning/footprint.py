@@ -7,13 +7,13 @@ from math import prod
 
 from dslth.config import ExperimentConfig, ModelConfig, ModelName, Scores
 
-__all__ = ["SERVER", "network", "of_peer"]
+__all__ = ["SERVER", "network", "of_peer", "of_step"]
 
 SERVER = 270 << 20
 """Bytes of the launcher, and of the pages that all peers share with the server that they are forked from."""
 PEER = 30 << 20
 """Bytes of a peer without a network: what it does not share of Python, torch and ZeroMQ."""
-WEIGHT = 48
+WEIGHT = 56
 """Bytes for each weight of what a peer learns."""
 WEIGHT_BY_NEIGHBOUR = {Scores.OWN: 5, Scores.COMMON: 1}
 """Bytes for each weight of what it knows of a neighbour's masks; alike first scores make one forecast for all."""
@@ -21,13 +21,16 @@ ACTIVATION = 14
 """Bytes for each number that the widest layer puts out for a minibatch: itself, its gradient, and copies of them."""
 
 
-def of_peer(
-    experiment: ExperimentConfig, shape: tuple[int, int, int], batch: int, neighbours: int, samples: int
-) -> int:
-    """Return the bytes that a peer takes at its peak, learning from images of ``shape``; ``samples`` are all it has."""
-    weights, widest = network(experiment.model, shape)
+def of_peer(experiment: ExperimentConfig, shape: tuple[int, int, int], neighbours: int, samples: int) -> int:
+    """Return the bytes that a peer holds between two turns, with images of ``shape``; ``samples`` are all it has."""
+    weights, _ = network(experiment.model, shape)
     learned = weights * (WEIGHT + WEIGHT_BY_NEIGHBOUR[experiment.algorithm.scores] * neighbours)
-    return PEER + learned + ACTIVATION * batch * widest + samples * prod(shape)
+    return PEER + learned + samples * prod(shape)
+
+
+def of_step(experiment: ExperimentConfig, shape: tuple[int, int, int], batch: int) -> int:
+    """Return the bytes that a step on ``batch`` images takes beyond that; they are given back when a turn ends."""
+    return ACTIVATION * batch * network(experiment.model, shape)[1]
 
 
 def network(model: ModelConfig, shape: tuple[int, int, int], classes: int = 10) -> tuple[int, int]:
