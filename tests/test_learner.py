@@ -113,20 +113,26 @@ def test_evaluation_takes_place_as_often_as_the_file_says_or_a_tenth_of_the_comp
     assert Samples(7, 10, run.experiment, run.device(7)).evaluate_every == rounds  # all on the same rounds
 
 
-def test_accuracies_are_those_of_each_test_set_by_itself():
-    run = config.load("ring")
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_accuracies_are_those_of_each_test_set_by_itself(validation):
+    run = config.load("ring", {"experiment": {"data": {"validation": validation}}})
     samples = Samples(3, 10, run.experiment, run.device(3))
     dataset = data.load(run.experiment.data)
     shares = partition.split(
         run.experiment.data, 10, run.experiment.seed, dataset.train_labels, dataset.test_labels, 10
     )
 
+    images, labels = (
+        (dataset.train_images, dataset.train_labels) if validation else (dataset.test_images, dataset.test_labels)
+    )
+    assert len(samples) == len(shares.train[3])
+
     def by_brightness(images):
         return torch.nn.functional.one_hot(images.mean((1, 2, 3)).mul(40).long().abs() % 10, 10)
 
     expected = []
     for test in (shares.test[3], shares.common):
-        guessed = by_brightness(torch.from_numpy(dataset.test_images[test]).float() / 127.5 - 1).argmax(1).numpy()
-        expected.append(float((guessed == dataset.test_labels[test]).mean()))
+        guessed = by_brightness(torch.from_numpy(images[test]).float() / 127.5 - 1).argmax(1).numpy()
+        expected.append(float((guessed == labels[test]).mean()))
     assert samples.accuracies(by_brightness) == Accuracies(*expected)
     assert len({0.0, *expected}) == 3

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from typing import Literal
@@ -62,12 +63,15 @@ def _available(device: str) -> str:
 
 
 class Division:
-    """The data set of a run, and who gets which samples of it."""
+    """The data set of a run, and who gets which samples of it; with validation its test set is not there."""
 
     def __init__(self, n_peers: int, experiment: ExperimentConfig) -> None:
         self.dataset = data.load(experiment.data)
         labels = self.dataset.train_labels, self.dataset.test_labels
         self.shares = partition.split(experiment.data, n_peers, experiment.seed, *labels, self.dataset.classes)
+        if experiment.data.validation:
+            images, known = self.dataset.train_images, self.dataset.train_labels
+            self.dataset = replace(self.dataset, test_images=images, test_labels=known)
 
 
 class Samples:

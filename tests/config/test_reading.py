@@ -106,6 +106,12 @@ def test_an_unknown_key_is_named(file: Path, text: str, says: str) -> None:
         (with_keys(algorithm=""), "experiment.algorithm", "None"),
         (with_keys(data="{name: imagenet}"), "experiment.data.name", "'imagenet'"),
         (with_keys(data="{test_samples: 0}"), "experiment.data.test_samples", "0"),
+        (with_keys(data="{validation: 1}"), "experiment.data.validation", "1"),
+        (
+            with_keys(data="{validation: 0.1, partition: {kind: drawn, classes_per_peer: 2, samples: 9}}"),
+            "experiment.data",
+            "not drawn",
+        ),
         (with_keys(data="{partition: {kind: iid, fraction: 1.1}}"), "experiment.data.partition.fraction", "1.1"),
         (with_keys(data="{partition: {kind: dirichlet, alpha: 0}}"), "experiment.data.partition.alpha", "0"),
         (with_keys(data="{partition: {kind: some}}"), "experiment.data.partition", "some"),

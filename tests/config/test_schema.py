@@ -117,6 +117,7 @@ def test_a_peer_may_choose_this_for_itself(file: Path, overrides: dict[str, Any]
         ({"data": {"partition": {"classes_per_peer": 2}}}, ["data.partition.classes_per_peer"]),
         ({"data": {"partition": {"fraction": 0.5}}}, ["data.partition.fraction"]),
         ({"data": {"partition": {"kind": "iid"}}}, ["data.partition.kind", "data.partition.classes_per_peer"]),
+        ({"data": {"validation": 0.1}}, ["data.validation"]),
         ({"algorithm": {"lr": 0.125}}, ["algorithm.lr"]),
         ({"algorithm": {"weight_decay": 0.125}}, ["algorithm.weight_decay"]),
         ({"algorithm": {"fine_tune_lr": 0.125}}, ["algorithm.fine_tune_lr"]),

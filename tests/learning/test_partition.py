@@ -191,6 +191,50 @@ def test_a_few_test_samples_are_better_than_an_error(test_samples: int) -> None:
     assert [len(own) for own in found.test] == [test_samples] * 2
 
 
+# --- validation -----------------------------------------------------------------------------------------------------
+
+
+def validated(partition: config.PartitionConfig, share: float, test_samples: int = 500) -> config.DataConfig:
+    return config.DataConfig(partition=partition, test_samples=test_samples, validation=share)
+
+
+@PROPERTY
+@given(partitions(), seeds, st.sampled_from([0.1, 0.25, 0.5]))
+def test_validation_divides_each_peers_own_samples(
+    wanted: tuple[config.PartitionConfig, int, Labels], seed: int, share: float
+) -> None:
+    partition, peers, labels = wanted
+    classes = int(labels.max()) + 1
+    whole = split_or_skip(wanted, seed)
+    assume(all(0 < round(share * len(mine)) < len(mine) for mine in whole.train))
+    found, again = (split(validated(partition, share), peers, seed, labels, TEST, classes) for _ in range(2))
+    assert same(found, again)
+    assert "test set is not looked at" in found.note
+    for mine, train, held in zip(whole.train, found.train, found.test, strict=True):
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, held])), mine)  # disjoint, nothing lost
+        assert len(held) == round(share * len(mine))
+        counts, own = (np.bincount(labels[part], minlength=classes) for part in (held, mine))
+        assert np.abs(counts - own * len(held) / len(mine)).max() < 1
+    assert set(found.common) <= set(np.concatenate(found.test))
+    assert len(found.common) == min(500, sum(map(len, found.test)))
+
+
+def test_what_is_held_out_depends_on_the_seed_and_no_test_label_is_read() -> None:
+    one, other = (split(validated(by_table([[50] * 10]), 0.1), 1, seed, TRAIN, TEST, 10) for seed in (1, 2))
+    in_class = [TRAIN[found.test[0]].tolist() for found in (one, other)]
+    assert sorted(in_class[0]) == sorted(in_class[1])
+    assert not np.array_equal(one.test[0], other.test[0])
+    unseen = split(validated(by_table([[50] * 10]), 0.1), 1, 1, TRAIN, np.zeros(0, np.int64), 10)
+    assert same(one, unseen)
+
+
+def test_a_peer_with_too_few_samples_to_hold_one_out_is_named() -> None:
+    with pytest.raises(DataError, match=r"validation: peer 1 has 4 training samples, of which a share of 0\.1 cannot"):
+        split(validated(by_table([[9] * 10, [4] + [0] * 9]), 0.1), 2, 1, TRAIN, TEST, 10)
+    with pytest.raises(DataError, match="validation: peer 0 has 1 training"):
+        split(validated(by_table([[1] + [0] * 9]), 0.9), 1, 1, TRAIN, TEST, 10)
+
+
 # --- iid, classes, dirichlet ----------------------------------------------------------------------------------------
 
 

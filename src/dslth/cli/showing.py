@@ -1,13 +1,16 @@
 """What the commands that show a run share: its title, its progress, its tables."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.live import Live
 
+from dslth import config
 from dslth.cli import options
 from dslth.config import EngineName, RunConfig
+from dslth.errors import DslthError
+from dslth.learning.partition import VALIDATED
 from dslth.run.events import Event
 from dslth.run.folder import RunFolder
 from dslth.run.summary import Summary
@@ -54,7 +57,16 @@ def show(folder: RunFolder, summary: Summary) -> None:
         err.print(f"note: {ignored} lines under {place} are no reports of their peer; left out", soft_wrap=True)
     out.print(tables.peer_table(folder, summary))
     out.print(tables.totals(summary, virtual=folder.launch().engine == EngineName.BATCHED))
+    if _validated(folder):
+        out.print(f"note: {VALIDATED}", soft_wrap=True)
     if said := unlike(summary):
         out.print(f"note: {said}", soft_wrap=True)
     if (happened := timeline.show(summary, folder.launched())) is not None:
         out.print(happened)
+
+
+def _validated(folder: RunFolder) -> bool:
+    """Return whether a run's file says that its peers are evaluated on validation samples."""
+    with suppress(DslthError):  # a folder of collected reports has no file
+        return config.load(folder.path / "topology.yaml").experiment.data.validation > 0
+    return False

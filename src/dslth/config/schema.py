@@ -352,12 +352,23 @@ PartitionConfig = Annotated[DisjointPartition | DrawnPartition, Field(discrimina
 
 
 class DataConfig(Settings):
-    """Which data, who gets what, and how many test samples are used (at most, per peer and test set)."""
+    """Which data, who gets what, and how many test samples are used (at most, per peer and test set).
+
+    ``validation``: share of its own training samples that a peer holds out, never learns from, and is evaluated on in
+    place of the test samples, which nobody looks at then: for choosing settings. It is evaluated on all of them.
+    """
 
     name: DataName = DataName.DIGITS
     partition: PartitionConfig = ClassesPartition(kind="classes", classes_per_peer=4)
     test_samples: Positive = 500
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     folder: Text | None = None
+
+    @model_validator(mode="after")
+    def _held_out_of_own_samples(self) -> "DataConfig":
+        if self.validation and self.partition.kind == "drawn":
+            raise ValueError("validation needs samples that no other peer learns from: a partition that is not drawn")
+        return self
 
 
 class ModelConfig(Settings):
@@ -539,8 +550,9 @@ def identity(run: RunConfig, edges: str) -> dict[str, str]:
     """Return all that peers of one run must share, flat: ``{"seed": "1", "algorithm.lr": "1.0", ...}``.
 
     Peers may choose for themselves, so left out are: rounds, data folder, codec, deadline, staleness, checkpoints,
-    evaluation, device, links.
+    evaluation, device, links. So is what a run without it has always been: no validation.
     """
+    data = {"folder", "test_samples", *(() if run.experiment.data.validation else ("validation",))}
     shared = run.experiment.model_dump(
         mode="json",
         exclude=dict.fromkeys(
@@ -550,7 +562,7 @@ def identity(run: RunConfig, edges: str) -> dict[str, str]:
             ),
             True,
         )
-        | {"data": {"folder": True, "test_samples": True}},
+        | {"data": data},
     )
     return {"topology": edges, **dict(_flatten("", shared))}
 

@@ -10,16 +10,19 @@ from dslth import config
 from dslth.errors import ConfigError, DataError
 from dslth.seeds import Stream
 
-__all__ = ["Partition", "split"]
+__all__ = ["VALIDATED", "Partition", "split"]
 
 Indices = NDArray[np.int64]
+
+VALIDATED = "accuracy is that on held-out training samples (data.validation); the test set is not looked at"
 
 
 @dataclass(frozen=True)
 class Partition:
     """Sample indices: ``train[i]`` and ``test[i]`` of peer i, ``common`` the test set that all peers share.
 
-    ``note`` says if a counts table was scaled down to the data.
+    With ``data.validation`` the latter two are training samples: all that the peer holds out, and some of any peer's.
+    ``note`` says so, and if a counts table was scaled down to the data.
     """
 
     train: tuple[Indices, ...]
@@ -33,8 +36,8 @@ def split(
 ) -> Partition:
     """Divide the samples among the peers, in the same way for the same seed.
 
-    Raises DataError if a peer would get no training or no test sample, ConfigError if a counts table does not fit the
-    number of peers or classes.
+    Raises DataError if a peer would get no training, test or validation sample, ConfigError if a counts table does not
+    fit the number of peers or classes.
     """
     pools = _by_class(train_labels, classes, Stream(seed, "partition", "train"))
     partition = data.partition
@@ -43,11 +46,17 @@ def split(
         if isinstance(partition, config.DrawnPartition)
         else _disjoint(partition, peers, pools, seed)
     )
-    counts = [np.bincount(train_labels[mine], minlength=classes) for mine in train]
-    test_pools = _by_class(test_labels, classes, Stream(seed, "partition", "test"))
-    test = tuple(_alike(counts[i], test_pools, data.test_samples, i) for i in range(peers))
-    order = Stream(seed, "partition", "common").permutation(len(test_labels))
-    return Partition(train, test, np.sort(order[: data.test_samples]), note)
+    if data.validation:
+        divided = [_held_out(mine, train_labels, data.validation, seed, peer) for peer, mine in enumerate(train)]
+        train, test = (tuple(parts) for parts in zip(*divided, strict=True))
+        everything, note = np.concatenate(test), "; ".join(filter(None, (note, VALIDATED)))
+    else:
+        counts = [np.bincount(train_labels[mine], minlength=classes) for mine in train]
+        test_pools = _by_class(test_labels, classes, Stream(seed, "partition", "test"))
+        test = tuple(_alike(counts[i], test_pools, data.test_samples, i) for i in range(peers))
+        everything = np.arange(len(test_labels))
+    order = Stream(seed, "partition", "common").permutation(len(everything))
+    return Partition(train, test, np.sort(everything[order[: data.test_samples]]), note)
 
 
 def _drawn(partition: config.DrawnPartition, peers: int, pools: Sequence[Indices], seed: int) -> tuple[Indices, ...]:
@@ -85,6 +94,20 @@ def _disjoint(
         for i in range(peers)
     )
     return train, note
+
+
+def _held_out(mine: Indices, labels: Indices, share: float, seed: int, peer: int) -> tuple[Indices, Indices]:
+    """Divide a peer's samples into those to learn from and those held out, a like share of each of its classes."""
+    number = round(share * len(mine))
+    if not 0 < number < len(mine):
+        raise DataError(
+            f"experiment.data.validation: peer {peer} has {len(mine)} training samples, of which a share of {share:g} "
+            "cannot be held out; use more data, or another share"
+        )
+    classes = int(labels.max()) + 1
+    pools = [mine[own] for own in _by_class(labels[mine], classes, Stream(seed, "partition", "validation", peer))]
+    held = _alike(np.array([len(pool) for pool in pools]), pools, number, peer)
+    return np.setdiff1d(mine, held), held
 
 
 def _by_class(labels: Indices, classes: int, stream: Stream) -> list[Indices]:
