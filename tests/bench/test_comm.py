@@ -13,6 +13,7 @@ import pytest
 
 from dslth import config, topology
 from dslth.bench import comm, show
+from dslth.bench.tuning import effort, words
 from dslth.config import TransportName
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError, DslthError
@@ -115,21 +116,33 @@ def small(topology_file):
     return run, topology.build(run.graph, run.experiment.seed)
 
 
-def test_tuning_tries_learning_rates_first_and_then_other_values_with_the_best(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        comm.METHODS["ditto"], "grid", {"lr": (0.001, 0.1), "pull": (0.01, 0.1), "personal": (0.5, 0.75)}
-    )
-    rows = comm.run_rows(
-        comm.chosen("ditto"), *small, tmp_path / "rows", threading.Event(), transport=TransportName.MEMORY, tune=True
-    )
+def test_tuning_tries_learning_rates_first_and_then_other_values_with_the_best(small, tmp_path):
+    row = replace(comm.ROWS["ditto"], grid={"lr": (0.001, 0.1), "pull": (0.01, 0.1), "personal": (0.5, 0.75)})
+    rows = comm.run_rows([row], *small, tmp_path / "rows", threading.Event(), transport=TransportName.MEMORY, tune=True)
     (found,) = rows
-    tried = {
-        folder.name: comm.measure(comm.ROWS["ditto"], RunFolder(folder)) for folder in (tmp_path / "rows").iterdir()
-    }
+    folders = {folder.name: RunFolder(folder) for folder in (tmp_path / "tuning").iterdir()}
+    tried = {name: comm.measure(comm.ROWS["ditto"], folder) for name, folder in folders.items()}
     assert len(tried) == 4  # two rates, one more pull, one more share
     assert {"ditto-lr=0.001,pull=0.1,personal=0.75", "ditto-lr=0.1,pull=0.1,personal=0.75"} <= set(tried)
     assert found.values["lr"] == 0.1
-    assert found.accuracy_personal == max(figures.accuracy_personal for figures in tried.values())
+    chosen = f"ditto-{words(found.values)}"
+    assert tried[chosen].accuracy_personal == max(figures.accuracy_personal for figures in tried.values())
+    assert found.evaluated == tried[chosen].evaluated
+    assert config.load(folders[chosen].path / "topology.yaml").experiment.data.validation == 0.1
+    final = config.load(tmp_path / "rows" / "ditto" / "topology.yaml")
+    assert final.experiment.data.validation == 0
+
+
+def test_the_rates_of_masks_are_tuned_as_those_of_the_others(small, tmp_path):
+    rates = {"lr": (1.0, 1e-9), "fine_tune_lr": (1.0, 2.0)}
+    row = replace(comm.ROWS["mce-auto"], grid=rates)
+    (found,) = comm.run_rows(
+        [row], *small, tmp_path / "rows", threading.Event(), transport=TransportName.MEMORY, tune=True
+    )
+    assert len(list((tmp_path / "tuning").iterdir())) == effort(row.values(small[0]), rates) == 3
+    assert found.values["lr"] == 1
+    final = config.load(tmp_path / "rows" / "mce-auto" / "topology.yaml").experiment.algorithm
+    assert {name: getattr(final, name) for name in rates} == found.values
 
 
 def fails_at_peer_1(job):

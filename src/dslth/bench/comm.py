@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dslth.bench.entropy import ORDERS, mask_bits
 from dslth.bench.methods import METHODS, Alone, Compared, before_exchange
+from dslth.bench.tuning import VALIDATION, Unfinished, Values, search, words
 from dslth.coding import codecs
 from dslth.config import CodecName, RunConfig, TransportName
 from dslth.engines.base import PeerJob, mask_learner
@@ -40,7 +41,7 @@ from dslth.show.words import amount, percent
 from dslth.stop import Stop
 from dslth.topology import Topology
 
-__all__ = ["ROWS", "Recorded", "Row", "RowResult", "chosen", "compare", "run_rows"]
+__all__ = ["ROWS", "Recorded", "Row", "RowResult", "chosen", "compare", "held_out", "measure", "run_rows"]
 
 REFERENCE, YARDSTICK = "mce-bitpack", "dpsgd"
 """The row whose masks the lossless ones must equal, and the one whose final accuracy the others are to reach."""
@@ -78,13 +79,30 @@ class Recorded(Learner):
 
 @dataclass(frozen=True)
 class Row:
-    """A way to learn: the method of each peer, and what the row changes in the run's settings."""
+    """A way to learn: the method of each peer, and what the row changes in the run's settings.
+
+    ``grid`` has the values to tune by name, and those to try: of a mask's algorithm, or of the method.
+    """
 
     name: str
     what: str
     method: Callable[[PeerJob], Method[Any, Any]]
     codec: CodecName | None = None
     algorithm: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def values(self, run: RunConfig) -> dict[str, float]:
+        """Return the values to tune as they are without tuning."""
+        if isinstance(self.method, Compared):
+            return METHODS[self.method.method].values() | dict(self.method.values)
+        algorithm = self.settings(run).experiment.algorithm
+        return {name: getattr(algorithm, name) for name in self.grid}
+
+    def tuned(self, values: Values) -> "Row":
+        """Return the row with these values."""
+        if isinstance(self.method, Compared):
+            return replace(self, method=replace(self.method, values=values))
+        return replace(self, algorithm={**self.algorithm, **values})
 
     def settings(self, run: RunConfig) -> RunConfig:
         """Return the run's settings for this row; peers listen on free ports."""
@@ -94,14 +112,24 @@ class Row:
         return run.model_copy(update={"network": None, "experiment": run.experiment.model_copy(update=changes)})
 
 
+MASK_RATES = {"lr": (0.3, 1.0, 3.0, 10.0), "fine_tune_lr": (0.3, 1.0, 3.0)}
+"""As many as the methods that masks are compared with have to choose from."""
+MASK_RATE = {"lr": MASK_RATES["lr"]}
+
 _CODECS = (*(codec.name for codec in codecs.BY_ID.values()), CodecName.AUTO)
 _ROWS = (
-    *(Row(f"mce-{name}", f"MCE-PL, codec {name}", Recorded, codec=name) for name in _CODECS),
-    Row("mce-alone", "MCE-PL without exchange", mask_learner, algorithm={"exchange": False}),
-    Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(Recorded, lift=False)),
-    Row("mce-no-tune", "MCE-PL without fine-tuning", Recorded, algorithm={"fine_tune_lr": 0.0}),
+    *(Row(f"mce-{name}", f"MCE-PL, codec {name}", Recorded, codec=name, grid=MASK_RATES) for name in _CODECS),
+    Row("mce-alone", "MCE-PL without exchange", mask_learner, algorithm={"exchange": False}, grid=MASK_RATE),
+    Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(Recorded, lift=False), grid=MASK_RATES),
+    Row("mce-no-tune", "MCE-PL without fine-tuning", Recorded, algorithm={"fine_tune_lr": 0.0}, grid=MASK_RATE),
     *(
-        Row(name, (method.__doc__ or "").partition(":")[0], Compared(name), algorithm={"exchange": method is not Alone})
+        Row(
+            name,
+            (method.__doc__ or "").partition(":")[0],
+            Compared(name),
+            algorithm={"exchange": method is not Alone},
+            grid=method.grid,
+        )
         for name, method in METHODS.items()
     ),
 )
@@ -133,10 +161,11 @@ def _lacks(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class RowResult:
-    """The figures of one row. None: there is no such figure. ``values`` are those of a baseline that can be tuned.
+    """The figures of one row. None: there is no such figure. ``values`` are those that can be tuned.
 
     ``evaluated`` says when accuracy was measured: after the exchange, or, for baselines that do better there, between
-    the local steps and the exchange; ``accuracy_other`` is the other one. ``curve`` holds, by round, message bytes so
+    the local steps and the exchange; ``accuracy_other`` is the other one. ``accuracies`` are the peers' at the end;
+    ``curve`` holds, by round, message bytes so
     far and mean personal accuracy. ``bits`` are payload bits per weight, directed edge and round; ``bounds`` the
     entropies of the same masks in the same unit, given the last one and the last two. Shares are of the time of a
     round, with waiting, without evaluation. ``same_masks``: all masks have the digests of the bitpack run's.
@@ -159,6 +188,7 @@ class RowResult:
     missing: int
     refused: int
     seconds: float
+    accuracies: list[float]
     curve: list[tuple[int, int, float]]
     bits: list[float]
     bounds: list[list[float]]
@@ -194,7 +224,7 @@ class RowResult:
     def record(self) -> dict[str, Any]:
         """Return all figures by name: the lists by round except the digests, and what follows from them."""
         told = {key: value for key, value in vars(self).items() if key not in ("bits", "bounds", "digests")}
-        told["values"] = _words(self.values)
+        told["values"] = words(self.values)
         told |= {"bits_by_round": self.bits, "bounds_by_round": self.bounds, "late_from_round": self.late}
         for name, start in (("", 0), ("late_", self.late)):
             told[f"{name}bits_per_weight"] = self.bits_from(start)
@@ -204,12 +234,10 @@ class RowResult:
         return told
 
 
-def _words(values: Mapping[str, float]) -> str:
-    return ",".join(f"{name}={value:g}" for name, value in values.items())
-
-
-def measure(row: Row, folder: RunFolder, values: Mapping[str, float] = MappingProxyType({})) -> RowResult:
-    """Work out a row's figures from its run folder."""
+def measure(
+    row: Row, folder: RunFolder, values: Values = MappingProxyType({}), evaluated: str | None = None
+) -> RowResult:
+    """Work out a row's figures from its run folder; ``evaluated`` as it was found best when values were chosen."""
     summary, events = summarise(folder), folder.events()
     joined = [event for said in events.values() for event in said if isinstance(event, Joined)]
     reports = [event for said in events.values() for event in said if isinstance(event, RoundReport)]
@@ -223,7 +251,7 @@ def measure(row: Row, folder: RunFolder, values: Mapping[str, float] = MappingPr
     if before := _before(folder, joined):
         points["before exchange"] = [(number, sent[number], shares) for number, shares in before.items()]
     ends = {when: path[-1][2] for when, path in points.items()}
-    best, *others = sorted(ends, key=lambda when: -fmean(ends[when]))
+    best, *others = sorted(ends, key=lambda when: (when != evaluated, -fmean(ends[when])))
     seconds = Counter[str]()
     for report in reports:
         seconds.update(report.seconds.model_dump(exclude={"evaluate"}))
@@ -245,6 +273,7 @@ def measure(row: Row, folder: RunFolder, values: Mapping[str, float] = MappingPr
         missing=sum(peer.missing for peer in summary.peers),
         refused=sum(sum(peer.refused.values()) for peer in summary.peers),
         seconds=summary.seconds,
+        accuracies=ends[best],
         curve=[(number, spent, fmean(shares)) for number, spent, shares in points[best]],
         bits=[8 * sum(_sent(report)[0] for report in step) / edges_weights for step in by_round],
         bounds=_bounds(folder, joined, edges_weights),
@@ -303,37 +332,46 @@ def run_rows(
     """Run rows one after the other and yield their figures; ends early if a run is interrupted or ``stop`` is set.
 
     Raises DslthError where a run fails.
-    With ``tune`` a baseline runs at each learning rate of its grid, then at each of its other values with the best
-    rate; what ends with the best personal accuracy counts.
+    With ``tune`` a row runs with each learning rate of its grid, then with each of its other values and the best rate,
+    and what ends with the best accuracy on held-out training samples runs once more, with all training samples.
     """
+
+    def play(row: Row, settings: RunConfig, values: Values, place: Path, evaluated: str | None = None) -> RowResult:
+        if stop.is_set():
+            raise Unfinished
+        run_folder, by = RunFolder(place), row.tuned(values)
+        outcome = run_local(by.settings(settings), topology, run_folder, transport=transport, method=by.method)
+        if outcome.interrupted:
+            raise Unfinished
+        if outcome.failure:
+            raise outcome.failure
+        figures = measure(row, run_folder, values, evaluated)
+        shutil.rmtree(place / "masks", ignore_errors=True)
+        say(
+            f"{place.name}: personal accuracy {percent(figures.accuracy_personal)}, "
+            f"messages {amount(figures.message_bytes)}, {figures.seconds:.1f} s"
+            + (f"; {figures.missing} messages missed the deadline" if figures.missing else "")
+        )
+        return figures
+
+    def attempt(row: Row, values: Values) -> RowResult:
+        return play(row, held_out(run), values, folder.with_name("tuning") / f"{row.name}-{words(values)}")
+
     for row in rows:
-        method = METHODS.get(row.name)
-        tried: dict[str, RowResult] = {}
-        best = method.values() if method else {}
-        for name, choices in method.grid.items() if tune and method else [("", ())]:
-            for values in [{**best, name: choice} for choice in choices] or [best]:
-                if _words(values) in tried:
-                    continue
-                by = replace(row.method, values=values) if isinstance(row.method, Compared) else row.method
-                place = RunFolder(folder / "-".join(filter(None, (row.name, _words(values)))))
-                settings = row.settings(run)
-                if stop.is_set():
-                    return
-                outcome = run_local(settings, topology, place, transport=transport, method=by)
-                if outcome.interrupted:
-                    return
-                if outcome.failure:
-                    raise outcome.failure
-                figures = measure(row, place, values)
-                shutil.rmtree(place.path / "masks", ignore_errors=True)
-                say(
-                    f"{place.path.name}: personal accuracy {percent(figures.accuracy_personal)}, "
-                    f"messages {amount(figures.message_bytes)}, {figures.seconds:.1f} s"
-                    + (f"; {figures.missing} messages missed the deadline" if figures.missing else "")
-                )
-                tried[_words(values)] = figures
-            best = dict(max(tried.values(), key=lambda figures: figures.accuracy_personal).values)
-        yield tried[_words(best)]
+        values, evaluated = row.values(run), None
+        try:
+            if tune and row.grid:
+                best = search(values, row.grid, partial(attempt, row))
+                values, evaluated = dict(best.values), best.evaluated
+            yield play(row, run, values, folder / row.name, evaluated)
+        except Unfinished:
+            return
+
+
+def held_out(run: RunConfig, share: float = VALIDATION) -> RunConfig:
+    """Return the run in which peers hold out a share of their training samples, and are evaluated on those."""
+    data = run.experiment.data.model_copy(update={"validation": share})
+    return run.model_copy(update={"experiment": run.experiment.model_copy(update={"data": data})})
 
 
 def compare(measured: Sequence[RowResult], target: float | None) -> list[RowResult]:

@@ -30,7 +30,7 @@ def comm(
         float | None, typer.Option(min=0, max=1, help="Show the bytes to this mean personal accuracy, too.")
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Run each baseline with several values of its settings.")
+        bool, typer.Option("--tune", help="Choose each row's values, by runs on samples that its peers hold out.")
     ] = False,
     transport: TransportOption = TransportName.ZEROMQ,
     out_dir: OutOption = None,
