@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dslth import __version__
-from dslth.cli import bench, collect, deploy, inspect, keys, peer, run
+from dslth.cli import bench, collect, deploy, experiment, inspect, keys, peer, run
 from dslth.cli.app import App
 from dslth.errors import DslthError, OutputError
 from dslth.show.console import out
@@ -21,7 +21,7 @@ __all__ = ["main", "peer_main"]
 app = App(
     name="dslth", help="Decentralised learning in which peers exchange nothing but binary masks.", no_args_is_help=True
 )
-for command in (run.run, collect.collect, inspect.inspect, deploy.compose, deploy.k8s):
+for command in (run.run, collect.collect, inspect.inspect, experiment.experiment, deploy.compose, deploy.k8s):
     app.command()(command)
 app.add_typer(inspect.topology_app, name="topology")
 app.add_typer(bench.bench_app, name="bench")

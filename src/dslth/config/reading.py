@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -27,7 +27,10 @@ from dslth.config.schema import (
 )
 from dslth.errors import ConfigError, MissingFileError
 
-__all__ = ["data_folder", "keys_folder", "load", "read_counts", "shipped"]
+__all__ = ["data_folder", "keys_folder", "load", "merge", "read", "read_counts", "shipped"]
+
+Of = TypeVar("Of", bound=Settings)
+Folder = Literal["topologies", "peers", "experiments"]
 
 MOST_TEXT = 4 << 20
 """Bytes of a topology file, a profile, a counts table: enough for the edges of a graph with 200,000 links."""
@@ -35,7 +38,7 @@ MOST_VALUES = 1_000_000
 """Of a YAML file; what an alias stands for counts each time."""
 
 
-def shipped(folder: Literal["topologies", "peers"]) -> Path:
+def shipped(folder: Folder) -> Path:
     """Return the folder of the files that come with dslth, in an installed wheel or a checkout."""
     installed = Path(__file__).parents[1] / "shipped" / folder
     return installed if installed.is_dir() else Path(__file__).parents[3] / folder
@@ -71,15 +74,15 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunCon
     Raises MissingFileError and ConfigError, each naming the file and the key.
     """
     file = _find(Path(path), "topologies", "topology")
-    raw = _merge(_read_yaml(file, RunConfig), overrides or {})
+    raw = merge(_read_yaml(file, RunConfig), overrides or {})
     experiment = raw.setdefault("experiment", {})
     if isinstance(experiment, dict):
         preset = experiment.get("preset", Preset.SIGNED)
         if preset in list(Preset):
-            raw["experiment"] = _merge(PRESETS[Preset(preset)], experiment)
+            raw["experiment"] = merge(PRESETS[Preset(preset)], experiment)
     if isinstance(raw.get("peers"), dict):
         raw["peers"] = {key: _with_profile(key, entry, file) for key, entry in raw["peers"].items()}
-    run = _validate(raw, file)
+    run = _validate(raw, file, RunConfig)
     if run.network is not None:
         keys = keys_folder(path) if run.network.keys is None else (file.parent / run.network.keys).resolve()
         run = run.model_copy(update={"network": run.network.model_copy(update={"keys": str(keys)})})
@@ -101,6 +104,15 @@ def _standing_alone(run: RunConfig, folder: Path) -> RunConfig:
             data = data.model_copy(update={"partition": partition})
             run = run.model_copy(update={"experiment": run.experiment.model_copy(update={"data": data})})
     return run
+
+
+def read(path: Path | str, folder: Folder, what: str, of: type[Of]) -> Of:
+    """Read a file of other settings than a topology's: by its path, or by the name of one shipped in ``folder``.
+
+    ``what`` it is goes into errors. Raises MissingFileError and ConfigError, each naming the file and the key.
+    """
+    file = _find(Path(path), folder, what)
+    return _validate(_read_yaml(file, of), file, of)
 
 
 def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
@@ -137,7 +149,7 @@ def _with_profile(peer: Any, entry: Any, topology: Path) -> Any:
     return {"kind": file.stem, **profile, **own}
 
 
-def _find(path: Path, folder: Literal["topologies", "peers"], what: str) -> Path:
+def _find(path: Path, folder: Folder, what: str) -> Path:
     candidates = [path, shipped(folder) / path]
     if not path.suffix:
         candidates.append(shipped(folder) / f"{path}.yaml")
@@ -187,7 +199,7 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge ``over`` into ``base`` key by key, but a mapping of another ``kind`` replaces the one in ``base``.
 
     Where ``over`` has a mapping and ``base`` a word, the word stays: validation says that it should be a mapping.
@@ -199,13 +211,13 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             merged[key] = value
         elif isinstance(below, dict):
             same_kind = value.get("kind") in (None, below.get("kind"))
-            merged[key] = _merge(below, value) if same_kind else value
+            merged[key] = merge(below, value) if same_kind else value
     return merged
 
 
-def _validate(raw: Mapping[str, Any], file: Path) -> RunConfig:
+def _validate(raw: Mapping[str, Any], file: Path, of: type[Of]) -> Of:
     try:
-        return RunConfig.model_validate(raw)
+        return of.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{file}: {_first(error, raw)}") from None
 

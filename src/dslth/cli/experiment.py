@@ -1,0 +1,59 @@
+"""``dslth experiment``: a claim of the paper or of its theory, put to the test that a file describes."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dslth.cli.options import Changes, JsonOption
+from dslth.engines.base import end_on_signals
+from dslth.errors import OutputError
+from dslth.show.console import Terminal, err, out
+from dslth.stop import Stop
+
+__all__ = ["experiment"]
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Experiment: a path, or a name that comes with dslth.")],
+    changes: Annotated[Changes, "rounds", "graph", "partition", "data_dir"] = Changes(),
+    quick: Annotated[bool, typer.Option("--quick", help="A small version, which takes seconds.")] = False,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to write or go on with [default: runs/experiment-NAME]."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a claim to the test: each variant with each seed, then a table and a picture.
+
+    It can be interrupted: called again, it goes on with the cells that are not finished, or whose settings changed.
+    Writes cells/, runs.csv and sums.csv with their .json, tables.md, and figure.png.
+    """
+    from dslth.bench.cells import Cells
+    from dslth.bench.experiments import plan, show, work  # torch is heavy: loaded only when needed
+
+    planned = plan.read(name).quickly() if quick else plan.read(name)
+    cells = work.cells_of(planned, changes.overrides())
+    stem = Path(name).stem + "-quick" * quick
+    folder = out_dir or Path("runs") / f"experiment-{stem}"
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--out {folder} is not a folder; choose another name, or remove it")
+    store = Cells(folder / "cells", f"dslth experiment {Path(name).stem}" + " --quick" * quick)
+    stop = Stop()
+    with end_on_signals(stop):
+        done = list(work.do(cells, store, folder / "run", stop, lambda line: err.print(line, soft_wrap=True)))
+    if done:
+        show.write(planned, done, folder)
+        if not show.plot(planned, done, folder):
+            err.print("note: no figure; install matplotlib for it: pip install matplotlib")
+    if as_json:
+        print(json.dumps(show.as_json(planned, done)))  # noqa: T201
+    else:
+        page = out if out.is_terminal else Terminal(width=110)
+        for table in show.tables(planned, done):
+            page.print(table)
+        out.print(f"written into {folder}", soft_wrap=True)
+    if len(done) < len(cells):
+        err.print("interrupted; the same command goes on")
+        raise typer.Exit(130)
