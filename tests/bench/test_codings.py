@@ -219,6 +219,16 @@ def test_sparse_models_that_lie_are_refused():
         read(coding, codings.SPARSE, message.pack(), message.pack(), ones=(9, 7))
 
 
+@pytest.mark.parametrize(("ones", "reason"), [((11, 6), None), ((10, 12), None), ((9, 12), "wrong-density")])
+def test_a_model_that_became_sparser_is_read_where_that_is_meant(ones, reason):
+    message, coding = sparse(), SparseCoding(LAYOUT, fewer=True)
+    if reason is None:
+        assert read(coding, codings.SPARSE, message.pack(), message.pack(), ones=ones) == message
+        coding = SparseCoding(LAYOUT)
+    with pytest.raises(Refused, match="wrong-density"):
+        read(coding, codings.SPARSE, message.pack(), message.pack(), ones=ones)
+
+
 def test_the_largest_changes_are_said_and_the_rest_adds_up():
     coding, _ = CODINGS["changes"]
     said, wanted = model(), numbers(1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dslth import config, topology
-from dslth.bench.methods import METHODS, Compared
+from dslth.bench.methods import METHODS, Compared, dadpfl
 from dslth.config import TransportName
 from dslth.engines.base import PeerJob, mask_learner
 from dslth.engines.supervisor import run_local
@@ -61,7 +61,7 @@ def test_what_is_said_is_the_model(peers_of, name):
     message, _ = peer.local_update(0)
     said, x = torch.from_numpy(message.values), peer.x
     match name:
-        case "dpsgd" | "dpsgd-tuned" | "ditto" | "dispfl":
+        case "dpsgd" | "dpsgd-tuned" | "ditto" | "dispfl" | "da-dpfl":
             assert torch.equal(said, x)
         case "jwins":
             waves, mask = peer._waves(x), message.mask
@@ -222,6 +222,38 @@ def test_dispfl_keeps_its_densities_moves_its_mask_and_averages_kept_weights(pee
     keepers = torch.stack(masks).sum(0)
     expected = torch.where(masks[0], torch.stack(models).sum(0) / keepers.clamp(min=1), torch.zeros(()))
     assert torch.allclose(peers[0].x, expected, atol=1e-6)
+
+
+def test_da_dpfl_is_dispfl_until_its_model_settles_and_then_cuts_the_smallest_weights(peers_of):
+    (never, *_), _ = peers_of("da-dpfl", values={"settled": -1.0})
+    (dispfl, *_), _ = peers_of("dispfl", values={"lr": never.lr})
+    (settled, *_), _ = peers_of("da-dpfl", values={"settled": 100.0})
+    for round_ in range(2):
+        assert never.local_update(round_)[0].raw == dispfl.local_update(round_)[0].raw
+        before = settled.mask.sum()
+        message, _ = settled.local_update(round_)
+    assert 0.1 < settled.mask.sum() / before < 0.95
+    assert settled._cuts[:4] == (1, 1, 1, 1)
+    assert np.array_equal(message.mask, settled.mask)
+    assert np.array_equal(message.values, settled.x)
+    assert settled.ones == message.layout.ones(message.mask)
+    assert settled.mask[np.repeat([not weight for weight in message.layout.is_weight], message.layout.lengths)].all()
+
+
+def test_da_dpfl_cuts_at_ever_shorter_distances_and_leaves_a_share(peers_of):
+    (peer, *_), _ = peers_of("da-dpfl", rounds=12)
+    first, kept = peer.mask.sum(), []
+    peer._cuts = (2, 4, 5, 8)
+    for round_ in range(10):
+        if round_ == 7:
+            peer._most = first * 100
+        peer.local_update(round_)
+        kept.append(int(peer.mask.sum()))
+    assert [round_ for round_ in range(1, 10) if kept[round_] < kept[round_ - 1]] == [2, 4, 5]
+    assert dadpfl._cuts(8, 5) == (8, 12, 14, 15, 15)
+    assert dadpfl._worth(torch.ones(50)) == 50
+    assert dadpfl._worth(torch.tensor([1.0] * 2 + [0.0] * 98)) == 10  # by the PQ index 2
+    assert dadpfl._worth(torch.tensor([1.0, 4.0])) == 2
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -406,16 +406,18 @@ def _decoder(coded: bytes) -> Decoder:
 
 
 class SparseCoding(WholeCoding[SparseModel]):
-    """Sparse models; each layer keeps as many weights as the sender's hello says."""
+    """Sparse models; each layer keeps as many weights as the sender's hello says, or at most so many with ``fewer``."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, fewer: bool = False) -> None:
         n = layout.total
         super().__init__(SPARSE, lambda packed: SparseModel(packed, layout), (n + 7) // 8 + 4 * n)
+        self._fewer = fewer
 
     def decode(self, header: Header, payload: bytes, sender: Hello, chain: Link[SparseModel]) -> SparseModel:
         """Read a message, with all the checks of WholeCoding."""
         message = super().decode(header, payload, sender, chain)
-        if message.layout.ones(message.mask) != sender.ones:
+        kept = zip(message.layout.ones(message.mask), sender.ones, strict=True)
+        if any(ones > most or (ones < most and not self._fewer) for ones, most in kept):
             raise Refused(Refusal.WRONG_DENSITY)
         return message
 

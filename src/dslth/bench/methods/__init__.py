@@ -16,6 +16,7 @@ from typing import Any
 
 from dslth.bench.methods.base import Sgd, before_exchange
 from dslth.bench.methods.choco import Choco
+from dslth.bench.methods.dadpfl import DaDpfl
 from dslth.bench.methods.dispfl import DisPfl
 from dslth.bench.methods.ditto import Ditto
 from dslth.bench.methods.dpsgd import Alone, Dpsgd, HalfDpsgd, TunedDpsgd
@@ -27,7 +28,8 @@ from dslth.engines.base import PeerJob
 __all__ = ["METHODS", "Alone", "Compared", "before_exchange"]
 
 METHODS: Mapping[str, type[Sgd[Any]]] = {
-    method.name: method for method in (Alone, Dpsgd, HalfDpsgd, TunedDpsgd, Choco, DisPfl, FedRep, Ditto, FedPm, Jwins)
+    method.name: method
+    for method in (Alone, Dpsgd, HalfDpsgd, TunedDpsgd, Choco, DisPfl, DaDpfl, FedRep, Ditto, FedPm, Jwins)
 }
 
 
