@@ -13,6 +13,7 @@ import pytest
 
 from dslth import config, topology
 from dslth.bench import comm, show
+from dslth.bench.theirs import Theirs
 from dslth.bench.tuning import effort, words
 from dslth.config import TransportName
 from dslth.engines.supervisor import run_local
@@ -163,6 +164,18 @@ def test_a_row_without_its_library_is_left_out_unless_it_is_asked_for(monkeypatc
     assert [row.name for row in comm.chosen(None)] == [name for name in comm.ROWS if name != "jwins"]
     with pytest.raises(ConfigError, match="pywt"):
         comm.chosen("dpsgd,jwins")
+
+
+def test_figures_of_others_are_a_row_that_says_so(benchmark, tmp_path):
+    folder, _ = benchmark
+    figures = comm.measure(comm.ROWS["mce-bitpack"], RunFolder(folder / "rows" / "mce-bitpack"))
+    theirs = Theirs(method="FedRep", topology="ring", accuracy={1: 0.5}, message_bytes=7, source="S", command="C")
+    show.write([figures], {}, None, tmp_path, [theirs])
+    lines = (tmp_path / "comm.md").read_text().splitlines()
+    assert lines[3].startswith("| FedRep (theirs) | 50.0 % | – | – | 7 B | – |")
+    assert any("FedRep (theirs): not measured by dslth" in line for line in lines)
+    assert json.loads((tmp_path / "comm.json").read_text())["theirs"][0]["command"] == "C"
+    assert "theirs" not in (tmp_path / "comm.csv").read_text()
 
 
 def test_without_matplotlib_there_are_no_plots(monkeypatch, tmp_path):

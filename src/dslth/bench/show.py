@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from dslth.bench import results
 from dslth.bench.comm import RowResult
 from dslth.bench.entropy import ORDERS
+from dslth.bench.theirs import Theirs
 from dslth.errors import OutputError
 from dslth.show.tables import Fitted
 from dslth.show.words import amount, percent
@@ -18,6 +19,18 @@ class _Sheet(NamedTuple):
     title: str
     note: str
     columns: Mapping[str, Callable[[RowResult], str]]
+    others: Sequence[Theirs] = ()
+
+    def cells(self, measured: Sequence[RowResult]) -> dict[str, list[str]]:
+        """Return the cells of each column, from our rows and then from theirs."""
+        theirs = [
+            {"row": each.name, "personal": percent(each.mean), "messages": amount(each.message_bytes)}
+            for each in self.others
+        ]
+        return {
+            name: [cell(figures) for figures in measured] + [known.get(name, "–") for known in theirs]
+            for name, cell in self.columns.items()
+        }
 
 
 def _number(value: float | None) -> str:
@@ -25,7 +38,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.5f}"
 
 
-def _sheets(measured: Sequence[RowResult], target: float | None) -> tuple[_Sheet, _Sheet]:
+def _sheets(measured: Sequence[RowResult], target: float | None, others: Sequence[Theirs]) -> tuple[_Sheet, _Sheet]:
     late = measured[0].late
     learned: dict[str, Callable[[RowResult], str]] = {
         "row": lambda f: f.row + "*" * (f.evaluated == "before exchange"),
@@ -45,6 +58,7 @@ def _sheets(measured: Sequence[RowResult], target: float | None) -> tuple[_Sheet
     )
     if late_rows := [f"{figures.row} {figures.missing}" for figures in measured if figures.missing]:
         note += f" Messages that missed the deadline, which is then part of the result: {', '.join(late_rows)}."
+    note = " ".join([note, *(each.note for each in others)])
     if target is not None:
         learned[f"to {100 * target:g} %"] = lambda f: amount(f.message_bytes_to_target)
     coded: dict[str, Callable[[RowResult], str]] = {
@@ -64,38 +78,47 @@ def _sheets(measured: Sequence[RowResult], target: float | None) -> tuple[_Sheet
         "last one and the last two, and how many times that was spent; encode and decode: time a round and peer, and "
         "its share of the round; same: masks equal the bitpack run's in every round of every peer."
     )
-    return _Sheet("accuracy and bytes", note, learned), _Sheet("coding", what, coded)
+    return _Sheet("accuracy and bytes", note, learned, others), _Sheet("coding", what, coded)
 
 
 SPARE = ("link", "payload", "ratio", "worst", "of H1", "H1", "decode", "encode", "same")
 """Columns that are left out on a narrow terminal, the first one first."""
 
 
-def tables(measured: Sequence[RowResult], target: float | None) -> list[Fitted]:
-    """Make the two tables; a terminal of 100 columns shows them whole."""
+def tables(measured: Sequence[RowResult], target: float | None, others: Sequence[Theirs] = ()) -> list[Fitted]:
+    """Make the two tables, the first with figures of others too; a terminal of 100 columns shows them whole."""
     return [
-        Fitted(
-            sheet.title,
-            {name: [cell(figures) for figures in measured] for name, cell in sheet.columns.items()},
-            spare=SPARE,
-            note=sheet.note,
-        )
-        for sheet in _sheets(measured, target)
+        Fitted(sheet.title, sheet.cells(measured), spare=SPARE, note=sheet.note)
+        for sheet in _sheets(measured, target, others)
     ]
 
 
-def as_json(measured: Sequence[RowResult], settings: Mapping[str, Any], target: float | None) -> dict[str, Any]:
+def as_json(
+    measured: Sequence[RowResult], settings: Mapping[str, Any], target: float | None, others: Sequence[Theirs] = ()
+) -> dict[str, Any]:
     """Return everything, as ``--json`` prints it."""
-    return {"settings": dict(settings), "target": target, "rows": [figures.record() for figures in measured]}
+    return {
+        "settings": dict(settings),
+        "target": target,
+        "rows": [figures.record() for figures in measured],
+        "theirs": [each.model_dump(mode="json") for each in others],
+    }
 
 
-def write(measured: Sequence[RowResult], settings: Mapping[str, Any], target: float | None, folder: Path) -> None:
-    """Write ``comm.json``, ``comm.csv`` (what is one value only) and ``comm.md``; raises OutputError."""
-    results.write(folder, "comm", as_json(measured, settings, target), [figures.record() for figures in measured])
+def write(
+    measured: Sequence[RowResult],
+    settings: Mapping[str, Any],
+    target: float | None,
+    folder: Path,
+    others: Sequence[Theirs] = (),
+) -> None:
+    """Write ``comm.json``, ``comm.csv`` (our rows, what is one value only) and ``comm.md``; raises OutputError."""
+    records = [figures.record() for figures in measured]
+    results.write(folder, "comm", as_json(measured, settings, target, others), records)
     lines = []
-    for sheet in _sheets(measured, target):
+    for sheet in _sheets(measured, target, others):
         cells = [list(sheet.columns), ["---", *["---:"] * (len(sheet.columns) - 1)]]
-        cells += [[cell(figures) for cell in sheet.columns.values()] for figures in measured]
+        cells += map(list, zip(*sheet.cells(measured).values(), strict=True))
         lines += [*("| " + " | ".join(row) + " |" for row in cells), "", sheet.note, ""]
     try:
         (folder / "comm.md").write_text("\n".join(lines), encoding="utf-8")

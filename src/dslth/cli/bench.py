@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dslth.cli import options, stress
+from dslth.cli import options, others, stress
 from dslth.cli.app import App
 from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption, TransportOption
 from dslth.config import DataName, EngineName, LinkName, ModelName, Preset, TransportName
@@ -19,6 +19,8 @@ __all__ = ["bench_app"]
 bench_app = App(help="Measure: communication cost, codecs, speed, scale, links, faults.", no_args_is_help=True)
 for command in (stress.chaos, stress.resume, stress.simulate, stress.soak, stress.fuzz):
     bench_app.command()(command)
+bench_app.command()(others.export)
+bench_app.command("import")(others.import_)
 
 
 @bench_app.command()
@@ -32,6 +34,9 @@ def comm(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose each row's values, by runs on samples that its peers hold out.")
     ] = False,
+    theirs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Figures of other people's code on this topology, to show too.")
+    ] = None,
     transport: TransportOption = TransportName.ZEROMQ,
     out_dir: OutOption = None,
     as_json: JsonOption = False,
@@ -46,7 +51,7 @@ def comm(
 
     from dslth.bench import comm, show  # torch is heavy: loaded only when needed
 
-    selected = comm.chosen(rows)
+    selected, others_say = comm.chosen(rows), others.told(theirs, topology_file) if theirs else ()
     folder = options.new_folder(out_dir, f"bench-comm-{Path(topology_file).stem}").path
     stop = Stop()
     measured = []
@@ -56,17 +61,17 @@ def comm(
         ):
             measured.append(figures)
             compared = comm.compare(measured, target)
-            show.write(compared, settings.model_dump(mode="json"), target, folder)
+            show.write(compared, settings.model_dump(mode="json"), target, folder, others_say)
     if not measured:
         err.print("interrupted before the first row was done")
         raise typer.Exit(130)
     if not show.plot(compared, folder):
         err.print("note: no plots, they need matplotlib: pip install matplotlib")
     if as_json:
-        print(json.dumps(show.as_json(compared, settings.model_dump(mode="json"), target)))  # noqa: T201
+        print(json.dumps(show.as_json(compared, settings.model_dump(mode="json"), target, others_say)))  # noqa: T201
     else:
         page = out if out.is_terminal else Terminal(width=100)
-        for table in show.tables(compared, target):
+        for table in show.tables(compared, target, others_say):
             page.print(table)
         out.print(f"written into {folder}", soft_wrap=True)
     if len(measured) < len(selected):
