@@ -24,7 +24,7 @@ from dslth.run import tickets
 from dslth.run.events import Accuracies
 from dslth.seeds import Stream
 
-__all__ = ["Common", "Division", "Learner", "Samples", "processor", "threads"]
+__all__ = ["Common", "Division", "Learner", "Samples", "normalised", "processor", "threads"]
 
 EVALUATION_SHARE = 0.1
 """Share of a round's compute that evaluation takes at most, unless a file says how often to evaluate."""
@@ -107,13 +107,14 @@ class Samples:
     def batch(self, round_: int, step: int) -> tuple[Tensor, Tensor]:
         """Draw the minibatch of a local step: images (n, c, h, w) and labels (n,)."""
         chosen = Stream(self.seed, "batch", self.peer, round_, step).choice(len(self._labels), self._batch)
-        return _normalised(self._images[chosen]), self._labels[torch.from_numpy(chosen)]
+        return normalised(torch.from_numpy(self._images[chosen])), self._labels[torch.from_numpy(chosen)]
 
     @torch.inference_mode()
     def accuracies(self, net: Callable[[Tensor], Tensor]) -> Accuracies:
         """Classify both test sets with a function from images to logits."""
         starts = range(0, len(self._test_labels), EVALUATION_BATCH)
-        batches = (_normalised(self._test_images[start : start + EVALUATION_BATCH]) for start in starts)
+        images = torch.from_numpy(self._test_images)
+        batches = (normalised(images[start : start + EVALUATION_BATCH]) for start in starts)
         right = torch.cat([net(images).argmax(1) for images in batches]) == self._test_labels
         return Accuracies(*(int(right[test].sum()) / len(test) for test in self._tests))
 
@@ -191,15 +192,10 @@ class Learner:
         return [mask.numpy().astype(np.bool_) for mask in masks]
 
     def forecast(self, peer: int, ones: Sequence[int]) -> Forecast:
-        """Work out from the seed what any peer's mask is before it learns anything; ``ones`` are those of its hello.
-
-        Computed in units of the scores' bound, and so exact: ``|e| = |s| + mean|s| * a`` with ``mean|s| = 1/2``.
-        """
+        """Work out from the seed what any peer's mask is before it learns anything; ``ones`` are those of its hello."""
         key = self._owner(peer), tuple(ones)
         if key not in self._forecasts:
-            first = [supermask.unit_scores(self.seed, key[0], n, a.shape) for n, a in enumerate(self._first_masks)]
-            lifted = zip(first, self._first_masks, strict=True)
-            magnitudes = [(np.abs(s) + np.float32(0.5) * a).ravel() for s, a in lifted]
+            magnitudes = supermask.first_magnitudes(self.seed, key[0], self._first_masks)
             self._forecasts[key] = Forecast(magnitudes, ones)
         return self._forecasts[key]
 
@@ -333,6 +329,6 @@ def _packed(masks: Sequence[Tensor]) -> BitMask:
     return BitMask.from_arrays(m.cpu().numpy() for m in masks)
 
 
-def _normalised(images: data.Images) -> Tensor:
-    """Turn bytes into floats in [-1, 1]."""
-    return torch.from_numpy(images).float().div_(127.5).sub_(1)
+def normalised(images: Tensor) -> Tensor:
+    """Turn bytes (uint8) into floats in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)

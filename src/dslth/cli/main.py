@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dslth import __version__
-from dslth.cli import bench, collect, deploy, experiment, inspect, keys, peer, run
+from dslth.cli import bench, collect, deploy, experiment, inspect, keys, peer, run, ticket
 from dslth.cli.app import App
 from dslth.errors import DslthError, OutputError
 from dslth.show.console import out
@@ -26,6 +26,7 @@ for command in (run.run, collect.collect, inspect.inspect, experiment.experiment
 app.add_typer(inspect.topology_app, name="topology")
 app.add_typer(bench.bench_app, name="bench")
 app.add_typer(keys.keys_app, name="keys")
+app.add_typer(ticket.ticket_app, name="ticket")
 peer_app = App(name="dslth-peer")
 peer_app.command()(peer.peer)
 

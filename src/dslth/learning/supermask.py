@@ -21,6 +21,7 @@ __all__ = [
     "bernoulli_masks",
     "densities",
     "dropped",
+    "first_magnitudes",
     "freeze",
     "initial_scores",
     "kept",
@@ -98,6 +99,15 @@ def initial_scores(net: FrozenNet, seed: int, owner: int | Literal["common"]) ->
 def unit_scores(seed: int, owner: int | str, layer: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Draw a layer's first scores in units of their bound: uniform in [-1, 1), exact on any machine."""
     return 2 * Stream(seed, "scores", owner, layer).uniform(*shape) - 1
+
+
+def first_magnitudes(seed: int, owner: int | str, masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float32]]:
+    """Work out the magnitudes of the first effective scores, flat, one array a layer; ``masks`` are the first ones.
+
+    Computed in units of the scores' bound, and so exact: ``|e| = |s| + mean|s| * a`` with ``mean|s| = 1/2``.
+    """
+    scores = [unit_scores(seed, owner, number, mask.shape) for number, mask in enumerate(masks)]
+    return [(np.abs(s) + np.float32(0.5) * a).ravel() for s, a in zip(scores, masks, strict=True)]
 
 
 def bernoulli_masks(net: FrozenNet, seed: int, density: config.Density) -> list[Tensor]:

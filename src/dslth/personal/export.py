@@ -1,0 +1,115 @@
+"""Tickets for other programs: a plain state dict, and an ONNX model that is compared with the ticket."""
+
+import importlib.util
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from dslth import files
+from dslth.errors import DataError, DslthError, OutputError
+from dslth.learning.data import Images
+from dslth.personal import inputs, nets
+from dslth.run.tickets import Ticket
+from dslth.seeds import Stream
+
+__all__ = ["OPSET", "UNCHECKED", "Check", "check_onnx", "store_dense", "store_onnx", "test_images"]
+
+OPSET = 17
+UNCHECKED = "not checked: onnxruntime is missing; pip install 'dslth[onnx]'"
+MOST_IMAGES = 1000
+"""Images to compare with."""
+
+
+def store_dense(ticket: Ticket, path: Path) -> int:
+    """Write the state dict of a plain dense network as safetensors, masked weights as zeros; return its bytes.
+
+    Names are those of the torch module; the metadata says how images are normalised. Raises OutputError.
+    """
+    metadata = {
+        "format": "pt",
+        "model": ticket.experiment.model.model_dump_json(),
+        "input": "float32 (n, {}, {}, {}): bytes / 127.5 - 1".format(*inputs.shape_of(ticket)),
+    }
+    state = {name: tensor.contiguous() for name, tensor in nets.dense(ticket).state_dict().items()}
+    return _written(path, safetensors.torch.save(state, metadata))
+
+
+def store_onnx(net: nn.Module, shape: tuple[int, ...], path: Path) -> int:
+    """Write an ONNX model of a network for normalised images of ``shape`` (channels, height, width); return its bytes.
+
+    Its input ``images`` is uint8 (n, channels, height, width), its output ``logits`` float32 (n, classes): the
+    normalisation is part of the model. Raises OutputError, or DslthError without onnx.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise DslthError("an ONNX model takes the package onnx: pip install 'dslth[onnx]'")
+    example = torch.zeros(1, *shape, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            nets.Classifier(net).eval(),
+            (example,),
+            Path(folder) / "net.onnx",
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "n"}, "logits": {0: "n"}},
+            opset_version=OPSET,
+            dynamo=False,  # the newer exporter needs onnxscript, and takes many times as long
+        )
+        return _written(path, (Path(folder) / "net.onnx").read_bytes())
+
+
+@dataclass(frozen=True)
+class Check:
+    """How another form of a network agrees with it: images tried, predictions alike, largest difference of a logit."""
+
+    by: str
+    images: int
+    same: int
+    difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.by}: {self.same:,} of {self.images:,} predictions are the same; "
+            f"logits differ by {self.difference:.1e} at most"
+        )
+
+
+def check_onnx(net: nn.Module, path: Path, images: Images) -> Check | None:
+    """Classify images with a network and with its ONNX model; None if onnxruntime is missing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    theirs = np.concatenate([session.run(None, {"images": some})[0] for some in nets.pieces(images)])
+    return compare(f"onnxruntime {onnxruntime.__version__}", nets.logits(net, images), theirs)
+
+
+def compare(by: str, ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Check:
+    """Compare logits (n, classes)."""
+    same = int((ours.argmax(1) == theirs.argmax(1)).sum())
+    return Check(by, len(ours), same, float(np.abs(ours - theirs).max()))
+
+
+def test_images(ticket: Ticket, folder: Path | None) -> Images:
+    """Return up to 1,000 test images of a ticket's data set; random bytes where it is missing."""
+    try:
+        return inputs.read_dataset(ticket.experiment.data, folder).test_images[:MOST_IMAGES]
+    except DataError:
+        uniform = Stream(ticket.experiment.seed, "made up").uniform(MOST_IMAGES, *inputs.shape_of(ticket))
+        return (256 * uniform).astype(np.uint8)
+
+
+def _written(path: Path, content: bytes) -> int:
+    try:
+        files.replace(path, content)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    return len(content)

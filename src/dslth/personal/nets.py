@@ -1,0 +1,125 @@
+"""From a ticket to a network that classifies: its frozen net made again, and plain torch modules of it."""
+
+from copy import deepcopy
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dslth.config import ExperimentConfig
+from dslth.errors import MissingFileError
+from dslth.learner import normalised
+from dslth.learning import data, models, supermask
+from dslth.learning.layers import Elu, GroupNorm, InPlace, LocalResponse, MaxPool
+from dslth.learning.supermask import FrozenNet
+from dslth.run.tickets import Ticket
+
+__all__ = ["Classifier", "PlainLocalResponse", "dense", "frozen", "logits", "net_of", "pieces"]
+
+BATCH = 128
+"""Images that are classified at a time."""
+
+
+def frozen(experiment: ExperimentConfig, classes: int) -> FrozenNet:
+    """Make the frozen network of a run again, from its seed."""
+    module = models.build(experiment.model, data.DATASETS[experiment.data.name].shape, classes)
+    return supermask.freeze(module, experiment.seed, experiment.model.init, experiment.algorithm.density)
+
+
+def net_of(ticket: Ticket) -> FrozenNet:
+    """Make a ticket's frozen network; raises MissingFileError if its layers are not those of the ticket."""
+    net = frozen(ticket.experiment, ticket.shapes[-1][0])
+    if tuple(tuple(weight.shape) for weight in net.weights) != ticket.shapes:
+        raise MissingFileError(f"the ticket's layers are not those of its network, {ticket.experiment.model.name}")
+    return net
+
+
+def dense(ticket: Ticket) -> nn.Module:
+    """Return the ticket's network as a plain torch module, its weights masked: what other programs can read.
+
+    Input: float32 (n, channels, height, width) in [-1, 1]; output: logits (n, classes). Raises MissingFileError.
+    """
+    net = net_of(ticket)
+    state = net.module.state_dict()
+    for name, weight, mask in zip(net.names, net.weights, ticket.mask.arrays(), strict=True):
+        state[name] = weight * torch.from_numpy(mask).reshape(weight.shape)
+    net.module.load_state_dict(state)
+    return _plain(net.module)
+
+
+class Classifier(nn.Module):
+    """A network with the normalisation before it. Input: uint8 (n, channels, height, width); output: logits."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images as the data sets have them."""
+        result: Tensor = self.net(normalised(images))
+        return result
+
+
+@torch.inference_mode()
+def logits(net: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Classify images (n, channels, height, width) with a network for normalised ones; return logits (n, classes)."""
+    classify = Classifier(net)
+    return np.concatenate([classify(torch.tensor(some)).numpy() for some in pieces(images)])
+
+
+def pieces(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Cut images into batches; one of no image if there is none."""
+    ends = [*range(0, max(1, len(images)), BATCH), len(images)]
+    return [images[start:end] for start, end in pairwise(ends)]
+
+
+class PlainLocalResponse(nn.Module):
+    """The paper's local response norm, of parts that any program knows; see ``layers.LocalResponse``."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a batch (n, c, h, w)."""
+        channels = x.shape[1]
+        squares = F.pad(x * x, (0, 0, 0, 0, 2, 1))
+        sums = sum(squares[:, first : first + channels] for first in range(4))
+        return x * (1 + self.scale * sums) ** -0.75
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """Return a copy with torch's own layers in place of those that are computed in one go; names stay the same."""
+    copy = deepcopy(module)
+    for parent in list(copy.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, InPlace):
+                setattr(parent, name, nn.Sequential(*map(_torchs_own, child.layers)))
+    return copy
+
+
+def _torchs_own(layer: object) -> nn.Module:
+    match layer:
+        case GroupNorm():
+            return _AnyGroupNorm(layer.groups)
+        case Elu():
+            return nn.ELU()
+        case MaxPool():
+            return nn.MaxPool2d(layer.kernel, layer.stride, layer.padding)
+        case LocalResponse():
+            return PlainLocalResponse(layer.scale)
+    raise AssertionError(f"a layer {type(layer).__name__} has no plain form")
+
+
+class _AnyGroupNorm(nn.Module):
+    """Group norm without parameters, of as many channels as come."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups)
