@@ -30,12 +30,12 @@ class App(typer.Typer):
     "b"]`` has options for these fields only. The command's own default for the record gives the options' defaults.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, add_completion: bool = False, **settings: Any) -> None:
         super().__init__(
             pretty_exceptions_enable=False,
             rich_markup_mode=None,  # brackets in help texts are brackets
             context_settings={"help_option_names": ["-h", "--help"]},
-            add_completion=False,
+            add_completion=add_completion,
             **settings,
         )
 

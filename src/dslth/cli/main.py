@@ -5,29 +5,41 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from dslth import __version__
-from dslth.cli import bench, collect, deploy, experiment, inspect, keys, peer, run, ticket
+from dslth.cli import bench, collect, deploy, experiment, files, inspect, keys, peer, run, ticket
 from dslth.cli.app import App
+from dslth.cli.options import VersionOption
 from dslth.errors import DslthError, OutputError
-from dslth.show.console import out
 from dslth.terminal import bear_all, say
 
 __all__ = ["main", "peer_main"]
 
 app = App(
-    name="dslth", help="Decentralised learning in which peers exchange nothing but binary masks.", no_args_is_help=True
+    name="dslth",
+    help="Decentralised learning in which peers exchange nothing but binary masks.",
+    no_args_is_help=True,
+    add_completion=True,
 )
-for command in (run.run, collect.collect, inspect.inspect, experiment.experiment, deploy.compose, deploy.k8s):
+for command in (
+    files.init,
+    files.topologies,
+    files.schema,
+    run.run,
+    collect.collect,
+    inspect.inspect,
+    experiment.experiment,
+    deploy.compose,
+    deploy.k8s,
+):
     app.command()(command)
 app.add_typer(inspect.topology_app, name="topology")
 app.add_typer(bench.bench_app, name="bench")
 app.add_typer(keys.keys_app, name="keys")
 app.add_typer(ticket.ticket_app, name="ticket")
-peer_app = App(name="dslth-peer")
+peer_app = App(name="dslth-peer", add_completion=True)
 peer_app.command()(peer.peer)
 
 
@@ -84,16 +96,6 @@ def _usage(error: Any) -> str:
     return f"dslth: {words[0].lower()}{words[1:]}; see {command} --help"
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        out.print(f"dslth {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _root(version: VersionOption = False) -> None:
     pass

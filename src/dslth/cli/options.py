@@ -11,15 +11,16 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from dslth import config, topology
+from dslth import __version__, config, topology
 from dslth.config import CodecName, Preset, RunConfig, TransportName
 from dslth.engines.base import preflight
 from dslth.errors import ConfigError, MissingFileError, OutputError
 from dslth.run.folder import RunFolder
-from dslth.show.console import err
+from dslth.show.console import err, out
 from dslth.topology import Topology
 
 __all__ = [
+    "TOPOLOGY",
     "Changes",
     "FaultsOption",
     "JoinTimeoutOption",
@@ -28,23 +29,51 @@ __all__ = [
     "TopologyArgument",
     "TopologyOption",
     "TransportOption",
+    "VersionOption",
     "look_at_data",
     "new_folder",
     "orderly",
     "read",
 ]
 
-TopologyOption = Annotated[
+
+def _topologies(incomplete: str) -> list[str]:
+    """Return what a shell may complete a topology to: files, folders on the way to them, and names of shipped ones."""
+    folder, start = os.path.split(incomplete)
+    here = [Path(folder) / name for name in (os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())]
+    paths = [f"{path}/" if path.is_dir() else str(path) for path in here if path.name.startswith(start)]
+    shipped = [file.stem for file in config.shipped("topologies").glob("*.yaml")]
+    files = [path for path in paths if path.endswith((".yaml", ".yml", "/"))]
+    return sorted([name for name in shipped if name.startswith(incomplete)] + files)
+
+
+TOPOLOGY = typer.Option(
+    "--topology",
+    "-t",
+    metavar="FILE",
+    help="Topology file: a path, or a name that comes with dslth.",
+    autocompletion=_topologies,
+)
+TopologyOption = Annotated[str, TOPOLOGY]
+TopologyArgument = Annotated[
     str,
-    typer.Option("--topology", "-t", metavar="FILE", help="Topology file: a path, or a name that comes with dslth."),
+    typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.", autocompletion=_topologies),
 ]
-TopologyArgument = Annotated[str, typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Folder to write [default: a new one under runs/].")
 ]
 TransportOption = Annotated[
     TransportName, typer.Option(help="Processes over ZeroMQ, or threads of one process over memory.")
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"dslth {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures, and nothing else, as JSON on stdout.")]
 FaultsOption = Annotated[
     str | None,

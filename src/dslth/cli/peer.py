@@ -12,7 +12,7 @@ from dslth import config
 from dslth import keys as key_files
 from dslth.cli import keys, options
 from dslth.cli.keys import KeyOptions
-from dslth.cli.options import Changes, FaultsOption, JoinTimeoutOption, JsonOption, TopologyOption
+from dslth.cli.options import Changes, FaultsOption, JoinTimeoutOption, JsonOption, TopologyOption, VersionOption
 from dslth.config import RunConfig
 from dslth.deploy import place, reports
 from dslth.engines.base import PeerJob, Surroundings, end_on_signals, run_peer
@@ -74,6 +74,7 @@ def peer(
     join_timeout: JoinTimeoutOption = 60.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="No line for each round.")] = False,
     as_json: JsonOption = False,
+    version: VersionOption = False,
 ) -> None:
     """Run one peer of a topology in this process; the others may start before or after it, here or elsewhere.
 

@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from dslth.cli import keys, options, showing
-from dslth.cli.options import Changes, FaultsOption, JoinTimeoutOption, JsonOption, OutOption, TransportOption
+from dslth.cli.options import (
+    TOPOLOGY,
+    Changes,
+    FaultsOption,
+    JoinTimeoutOption,
+    JsonOption,
+    OutOption,
+    TransportOption,
+)
 from dslth.config import EngineName, Restart, TransportName
 from dslth.engines.batched import Batched
 from dslth.engines.ray import Ray, placed
@@ -55,12 +63,7 @@ class LaunchOptions:
 
 def run(
     context: typer.Context,
-    topology_file: Annotated[
-        str | None,
-        typer.Option(
-            "--topology", "-t", metavar="FILE", help="Topology file: a path, or a name that comes with dslth."
-        ),
-    ] = None,
+    topology_file: Annotated[str | None, TOPOLOGY] = None,
     changes: Changes = Changes(),
     launch_options: LaunchOptions = LaunchOptions(),
     resume: Annotated[

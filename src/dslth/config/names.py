@@ -6,6 +6,7 @@ __all__ = [
     "CodecName",
     "DataName",
     "EngineName",
+    "GraphName",
     "Init",
     "LinkName",
     "MeanName",
@@ -26,6 +27,20 @@ class Preset(StrEnum):
 
     SIGNED = "signed"
     MCE_PL = "mce-pl"
+
+
+class GraphName(StrEnum):
+    """Graphs for which a number of peers is enough."""
+
+    RING = "ring"
+    LINE = "line"
+    STAR = "star"
+    FULL = "full"
+    GRID = "grid"
+    TORUS = "torus"
+    ERDOS_RENYI = "erdos-renyi"
+    SMALL_WORLD = "small-world"
+    RANDOM_REGULAR = "random-regular"
 
 
 class DataName(StrEnum):

@@ -27,7 +27,7 @@ from dslth.config.schema import (
 )
 from dslth.errors import ConfigError, MissingFileError
 
-__all__ = ["data_folder", "keys_folder", "load", "merge", "read", "read_counts", "shipped"]
+__all__ = ["data_folder", "keys_folder", "load", "merge", "parse", "read", "read_counts", "shipped"]
 
 Of = TypeVar("Of", bound=Settings)
 Folder = Literal["topologies", "peers", "experiments"]
@@ -74,7 +74,20 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunCon
     Raises MissingFileError and ConfigError, each naming the file and the key.
     """
     file = _find(Path(path), "topologies", "topology")
-    raw = merge(_read_yaml(file, RunConfig), overrides or {})
+    run = _complete(merge(_read_yaml(file, RunConfig), overrides or {}), file)
+    if run.network is not None:
+        keys = keys_folder(path) if run.network.keys is None else (file.parent / run.network.keys).resolve()
+        run = run.model_copy(update={"network": run.network.model_copy(update={"keys": str(keys)})})
+    return _standing_alone(run, file.parent)
+
+
+def parse(text: str, name: str) -> RunConfig:
+    """Read the text of a topology file that names no other files; raises ConfigError, which begins with ``name``."""
+    return _complete(_parse_yaml(text, Path(name), RunConfig), Path(name))
+
+
+def _complete(raw: dict[str, Any], file: Path) -> RunConfig:
+    """Check what a file says, on top of its preset and its peers' profiles."""
     experiment = raw.setdefault("experiment", {})
     if isinstance(experiment, dict):
         preset = experiment.get("preset", Preset.SIGNED)
@@ -82,11 +95,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunCon
             raw["experiment"] = merge(PRESETS[Preset(preset)], experiment)
     if isinstance(raw.get("peers"), dict):
         raw["peers"] = {key: _with_profile(key, entry, file) for key, entry in raw["peers"].items()}
-    run = _validate(raw, file, RunConfig)
-    if run.network is not None:
-        keys = keys_folder(path) if run.network.keys is None else (file.parent / run.network.keys).resolve()
-        run = run.model_copy(update={"network": run.network.model_copy(update={"keys": str(keys)})})
-    return _standing_alone(run, file.parent)
+    return _validate(raw, file, RunConfig)
 
 
 def _standing_alone(run: RunConfig, folder: Path) -> RunConfig:
@@ -170,7 +179,10 @@ def _read_text(path: Path) -> str:
 
 def _read_yaml(path: Path, of: type[Settings]) -> dict[str, Any]:
     """Read keys and values. A file with none of the keys of ``of`` may be private: no error shows what it holds."""
-    text = _read_text(path)
+    return _parse_yaml(_read_text(path), path, of)
+
+
+def _parse_yaml(text: str, path: Path, of: type[Settings]) -> dict[str, Any]:
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         bounded = node is None or _values(node, {}) <= MOST_VALUES
