@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from contextlib import suppress
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dslth.errors import MissingFileError
-from dslth.run.events import Joined, LinkStats, RoundReport
+from dslth.run.events import Joined, LinkStats, Noticed, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.run.summary import summarise
 from dslth.show import tables
@@ -136,20 +137,91 @@ def test_tables_fit_and_say_what_there_is_no_room_for(run_folder, tmp_path, widt
     assert devices[0] in live_text or width == 60
 
 
-@pytest.mark.parametrize(("height", "width"), [(24, 80), (24, 40), (50, 120), (5, 80)])
-def test_on_a_screen_the_live_table_is_as_many_peers_as_fit_and_how_far_all_are(run_folder, height, width):
-    live = LiveTable(100, 1_000, "live")
-    for events in RunFolder(run_folder).events().values():
-        for event in events:
-            live.take(event)
-    text = io.StringIO()
-    Console(file=text, width=width, height=height, force_terminal=True, color_system=None).print(live)
-    lines = text.getvalue().rstrip().splitlines()
-    peers = [line for line in lines if re.match(r" *\d+ ", line)]
-    assert max(1, height - 12) <= len(peers) < max(2, height - 8)
-    assert len(lines) < height or height == 5
-    assert f"and {100 - len(peers)} more peers" in text.getvalue()
-    assert any(line.startswith("round 0/1000") for line in lines[-2:])  # a narrow screen breaks it
+class Watched:
+    """A live table of peers that report what a test says, and a clock that it turns."""
+
+    def __init__(self, run_folder, peers, rounds):
+        self.now = 0.0
+        self.live = LiveTable(peers, rounds, "live", clock=lambda: self.now)
+        joined, report, *_ = RunFolder(run_folder).events()[0]
+        for peer in range(peers):
+            self.live.take(joined.model_copy(update={"peer": peer}))
+        self._report = report
+
+    def play(self, round_, accuracies, seconds=1.0):
+        self.now += seconds
+        for peer, accuracy in accuracies.items():
+            said = {"peer": peer, "round": round_, "accuracy_personal": accuracy, "missing": ()}
+            self.live.take(self._report.model_copy(update=said))
+
+    def lines(self, height=24, width=80):
+        text = io.StringIO()
+        console = Console(file=text, width=width, height=height, force_terminal=True, color_system=None)
+        console.print(self.live)
+        return text.getvalue().rstrip("\n").split("\n")
+
+    def peers(self, **size):
+        """The peers shown, and why."""
+        cells = [line.split() for line in self.lines(**size) if re.match(r" *\d+ ", line)]
+        return {int(row[0]): next((word for word in row[1:3] if word.isalpha()), "") for row in cells}
+
+
+@pytest.mark.parametrize("peers", [10, 20, 100])
+@pytest.mark.parametrize(("height", "width"), [(24, 80), (24, 40), (8, 80), (3, 80)])
+def test_a_screen_has_room_for_the_live_table_and_always_for_how_far_the_run_is(run_folder, peers, height, width):
+    watched = Watched(run_folder, peers, 20)
+    for round_ in (0, 1):
+        watched.play(round_, {peer: peer / peers for peer in range(peers)})
+        lines = watched.lines(height, width)
+        assert len(lines) < height
+        assert max(map(len, lines)) <= width
+        assert f"round {round_ + 1}/20" in " ".join(lines[-2:])
+        assert f"{19 - round_} s left" in " ".join(" ".join(lines[-2:]).split())
+        shown = watched.peers(height=height, width=width)
+        free = height - 1 - len(lines)
+        assert len(shown) == peers or free == 0 or not shown, "there is room for more"
+
+
+def test_the_live_table_shows_who_died_is_stuck_is_worst_and_best(run_folder):
+    watched = Watched(run_folder, 100, 20)
+    before = watched.peers()
+    assert list(before) == list(range(len(before)))
+    assert set(before.values()) == {""}
+    alive = {peer: peer / 100 for peer in range(100) if peer not in (40, 60)}
+    watched.play(0, alive | {40: 0.4, 60: 0.6})
+    assert set(watched.peers().values()) == {"worst", "best"}
+    watched.live.take(Noticed(peer=60, time=1, round=1, what="died"))
+    for round_ in range(1, 8):
+        watched.play(round_, alive, seconds=2.5)
+    shown = watched.peers()
+    assert list(shown)[:5] == [40, 60, 0, 1, 2]
+    assert list(shown)[-3:] == [97, 98, 99]
+    assert list(shown.values())[:3] == ["stuck", "died", "worst"]
+    assert "2 s left" not in watched.lines()[-1]  # while it stands still the time left does, too
+    summary = Counter(shown.values())
+    of = f"1 stuck, 1 died, {summary['worst']} worst, {summary['best']} best"
+    assert f"shown of 100 peers: {of}" in watched.lines()[-2]
+    watched.play(1, {40: 0.4, 60: 0.6})
+    assert set(watched.peers().values()) == {"worst", "best"}
+    everybody = watched.peers(height=200)
+    assert list(everybody) == list(range(100))
+    assert set(everybody.values()) == {""}
+
+
+def test_the_time_left_is_that_of_the_slowest_peer_and_of_rounds_that_are_not_yet_played(run_folder):
+    watched = Watched(run_folder, 2, 12)
+    assert watched.live.line().endswith("time left unknown")
+    watched.play(4, {0: 0.5}, seconds=10)  # of a run that was resumed
+    assert watched.live.seconds_left is None
+    watched.play(4, {1: 0.5}, seconds=0)
+    assert watched.live.seconds_left == 70
+    watched.now += 4
+    assert watched.live.seconds_left == 66
+    watched.now += 100
+    assert watched.live.seconds_left == 60
+    for round_ in range(5, 12):
+        watched.play(round_, {0: 0.5, 1: 0.5})
+    assert watched.live.seconds_left == 0
 
 
 def test_the_live_table_counts_the_rounds_that_all_peers_have_ended(run_folder):

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth.config import Phase
-from dslth.run.events import Event, Finished, Joined, RoundReport
+from dslth.run.events import Event, Finished, Joined, Noticed, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.run.summary import Summary, rounds_of
 from dslth.show.words import amount, percent, spark, thousands
@@ -30,6 +30,8 @@ BOUNDLESS = 10_000
 MOST_LAYERS = 20
 MOST_REASONS = 20
 MOST_EDGES = 10_000
+ENDED = ("died", "gave-up")
+"""Happenings after which a peer does nothing until it is heard again."""
 
 # --- style ----------------------------------------------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Row:
         self.last: RoundReport | None = None
         self.done = False
         self.common: float | None = None
-        self.device = self.samples = ""
+        self.device = self.samples = self.trouble = ""
         self._shares: dict[int, float | None] = {}
         for event in events:
             self.take(event)
@@ -112,6 +114,7 @@ class Row:
                 self.last = event
                 self.common = self.common if event.accuracy_global is None else event.accuracy_global
         self.done = isinstance(event, Finished)
+        self.trouble = event.what if isinstance(event, Noticed) and event.what in ENDED else ""
 
     @property
     def rounds(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dslth.run.summary import Summary
 
-__all__ = ["amount", "decimal", "percent", "some", "spark", "thousands", "unlike"]
+__all__ = ["amount", "decimal", "duration", "percent", "some", "spark", "thousands", "unlike"]
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -23,6 +23,14 @@ def amount(n: float | None) -> str:
 def decimal(loss: float) -> str:
     """Write a loss, which may be huge or not a number, in few characters."""
     return f"{loss:.3f}" if abs(loss) < 1e6 else f"{loss:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in a few digits and a unit: ``12 min``."""
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 99.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
 
 
 def thousands(n: int | None) -> str:
