@@ -37,6 +37,14 @@ def test_momentum_keeps_a_share_of_the_mean_before():
     assert torch.allclose(a, 0.25 * before + 0.75 * now)
 
 
+def test_a_heavy_ball_keeps_a_share_of_the_direction_before():
+    before, g = torch.tensor([2.0, -4.0]), torch.tensor([6.0, 0.0])
+    assert torch.equal(algorithm.directions([], [g], PAPER)[0], g)
+    (d,) = algorithm.directions([before], [g], replace(PAPER, heavy_ball=0.75))
+    assert torch.equal(d, torch.tensor([3.0, -3.0]))
+    assert torch.equal(before, torch.tensor([2.0, -4.0]))  # it may be in a state to restore
+
+
 def test_randomised_response_flips_as_many_bits_as_it_says_and_the_mean_is_freed_of_them():
     noise = np.random.default_rng(2)
     mask = torch.from_numpy(noise.random((100, 50)) < 0.4)

@@ -79,6 +79,27 @@ def test_looking_at_the_mask_in_between_changes_nothing():
         assert sent != one.mask() == other.mask()
 
 
+@pytest.mark.parametrize("heavy_ball", [0.0, 0.9])
+def test_a_peer_that_takes_up_a_state_goes_on_bit_for_bit(heavy_ball):
+    one, other, neighbour = (learner(heavy_ball=heavy_ball, lr=lr) for lr in (1.0, 1.0, 2.0))
+    sent = [neighbour.local_update(round_)[0] for round_ in range(6)]
+
+    def play(peer, rounds):
+        played = []
+        for round_ in rounds:
+            played.append(peer.local_update(round_)[0])
+            peer.fine_tune({1: sent[round_]})
+        return played
+
+    play(one, range(3))
+    state = one.state()
+    first = play(one, range(3, 6))
+    other.restore(state)
+    assert play(other, range(3, 6)) == first
+    one.restore(state)  # which later rounds have left as it was
+    assert play(one, range(3, 6)) == first
+
+
 def test_noise_on_what_is_sent_is_not_the_seeds():
     one, other = learner(epsilon=1), learner(epsilon=1)
     assert one.local_update(0)[0] != other.local_update(0)[0]

@@ -24,6 +24,7 @@ __all__ = [
     "Gradient",
     "Setting",
     "combine",
+    "directions",
     "effective_scores",
     "extract_mask",
     "extract_masks",
@@ -45,7 +46,8 @@ class Setting:
     """The constants of one peer: density of each layer, steps, weight decay; the variants are off by default.
 
     ``mean`` is one of ``MEANS``, ``inertia`` the weight of the own last mask, ``momentum`` the share of the last
-    ``a`` that stays, ``flip`` the probability that randomised response flips a sent bit (below 1/2).
+    ``a`` that stays, ``heavy_ball`` the share of the last step's direction that stays, ``flip`` the probability that
+    randomised response flips a sent bit (below 1/2).
     """
 
     densities: Sequence[float]
@@ -57,6 +59,7 @@ class Setting:
     mean: MeanName = MeanName.PLAIN
     inertia: float = 0.0
     momentum: float = 0.0
+    heavy_ball: float = 0.0
     flip: float = 0.0
 
 
@@ -160,6 +163,15 @@ def smoothed(before: Sequence[Tensor], now: Sequence[Tensor], setting: Setting) 
     if not keep:
         return list(now)
     return [keep * a + (1 - keep) * new for a, new in zip(before, now, strict=True)]
+
+
+def directions(before: Sequence[Tensor], g: Sequence[Tensor], setting: Setting) -> list[Tensor]:
+    """Return what replaces ``g`` in step 5 with a heavy ball: ``d' = heavy_ball * d + (1 - heavy_ball) * g``.
+
+    ``before`` holds the last step's ``d``, zeros before the first step.
+    """
+    keep = setting.heavy_ball
+    return [torch.lerp(new, d, keep) for d, new in zip(before, g, strict=True)] if keep else list(g)
 
 
 def respond(masks: Sequence[Tensor], setting: Setting, noise: np.random.Generator) -> list[Tensor]:

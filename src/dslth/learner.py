@@ -161,6 +161,7 @@ class Learner:
             first = supermask.bernoulli_masks(self.net, self.seed, settings.density) if settings.exchange else None
             self._means = self._placed(first or [torch.zeros_like(w) for w in self.net.weights])
             self._own = [torch.zeros_like(w, dtype=torch.bool) for w in self.net.weights]
+            self._directions = [torch.zeros_like(w) for w in self.net.weights] if settings.heavy_ball else []
         shapes = [tuple(w.shape) for w in self.net.weights]
         self._setting = algorithm.Setting(
             densities=supermask.densities(settings.density if device.density is None else device.density, shapes),
@@ -172,6 +173,7 @@ class Learner:
             mean=settings.mean,
             inertia=settings.inertia,
             momentum=settings.momentum,
+            heavy_ball=settings.heavy_ball,
             flip=settings.flip,
         )
         self._gradient: list[Tensor] = []
@@ -241,7 +243,9 @@ class Learner:
                 gradient = algorithm.gradient(
                     self.net, self._masks(), self._scores, self._lifts(), images, labels, self._setting
                 )
-                self._scores, self._used = algorithm.local_step(self._scores, gradient.g, self._setting), None
+                directions = algorithm.directions(self._directions, gradient.g, self._setting)
+                self._scores, self._used = algorithm.local_step(self._scores, directions, self._setting), None
+                self._directions = directions if self._setting.heavy_ball else []
                 losses.append(gradient.loss)
                 total = [t.add_(g) for t, g in zip(total, gradient.g, strict=True)] if total else gradient.g
             self._gradient = [t.div_(steps) for t in total] if steps > 1 else total
@@ -275,8 +279,11 @@ class Learner:
         return self._placed(torch.from_numpy(layer).reshape(w.shape) for layer, w in layers)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """Return what was learned between two rounds: scores, neighbours' mean and own last mask of each layer."""
-        kinds = {"scores": self._scores, "means": self._means, "own": self._own}
+        """Return what was learned between two rounds: scores, neighbours' mean and own last mask of each layer.
+
+        With a heavy ball, the last step's direction too.
+        """
+        kinds = {"scores": self._scores, "means": self._means, "own": self._own, "directions": self._directions}
         return {f"{kind}.{n}": layer.cpu().numpy() for kind, layers in kinds.items() for n, layer in enumerate(layers)}
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -287,6 +294,7 @@ class Learner:
             return self._placed(torch.from_numpy(state[f"{kind}.{n}"].reshape(shape)) for n, shape in shapes)
 
         self._scores, self._means = layers("scores"), layers("means")
+        self._directions = layers("directions") if self._setting.heavy_ball else []
         self._own, self._used = [m.bool() for m in layers("own")], None
 
     def mask(self) -> BitMask:

@@ -126,6 +126,7 @@ def test_a_peer_may_choose_this_for_itself(file: Path, overrides: dict[str, Any]
         ({"algorithm": {"lasso": 0.125}}, ["algorithm.lasso"]),
         ({"algorithm": {"min_filter_weights": 20}}, ["algorithm.min_filter_weights"]),
         ({"algorithm": {"scores": "own"}}, ["algorithm.scores"]),
+        ({"algorithm": {"heavy_ball": 0.5}}, ["algorithm.heavy_ball"]),
         ({"algorithm": {"exchange": False}}, ["algorithm.exchange"]),
         ({"algorithm": {"density": {"conv": 0.125, "linear": 0.9}}}, ["algorithm.density.conv"]),
     ],

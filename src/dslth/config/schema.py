@@ -386,6 +386,7 @@ class AlgorithmConfig(Settings):
     ``min_filter_weights``: filters that keep at most this many weights are dropped (structured variant; the paper: 20).
     ``inertia``: a peer's own last mask lifts its scores too, by this factor of what the neighbours' mean does: fewer
     bits flip. ``momentum``: share of the neighbours' mean that stays from one round to the next.
+    ``heavy_ball``: share of a step's direction that stays in the next one (momentum of the scores).
     ``mean``: how neighbours' masks are averaged; all but ``plain`` defend against neighbours that lie, see
     ``algorithm.combine``. ``epsilon``: each bit of a sent mask is flipped with probability ``1 / (1 + exp(epsilon))``
     (randomised response), and the mean is corrected for that bias; None: no bit is.
@@ -402,6 +403,7 @@ class AlgorithmConfig(Settings):
     scores: Scores = Scores.OWN
     inertia: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    heavy_ball: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mean: MeanName = MeanName.PLAIN
     epsilon: Annotated[float, Field(ge=0.001, le=100)] | None = None
     exchange: bool = True
@@ -550,9 +552,11 @@ def identity(run: RunConfig, edges: str) -> dict[str, str]:
     """Return all that peers of one run must share, flat: ``{"seed": "1", "algorithm.lr": "1.0", ...}``.
 
     Peers may choose for themselves, so left out are: rounds, data folder, codec, deadline, staleness, checkpoints,
-    evaluation, device, links. So is what a run without it has always been: no validation.
+    evaluation, device, links. So are settings that came after the first version while they are off: validation,
+    ``heavy_ball``.
     """
     data = {"folder", "test_samples", *(() if run.experiment.data.validation else ("validation",))}
+    algorithm = set() if run.experiment.algorithm.heavy_ball else {"heavy_ball"}
     shared = run.experiment.model_dump(
         mode="json",
         exclude=dict.fromkeys(
@@ -562,7 +566,7 @@ def identity(run: RunConfig, edges: str) -> dict[str, str]:
             ),
             True,
         )
-        | {"data": data},
+        | {"data": data, "algorithm": algorithm},
     )
     return {"topology": edges, **dict(_flatten("", shared))}
 
