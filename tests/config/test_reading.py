@@ -368,6 +368,12 @@ def test_the_default_preset_is_signed(file: Path) -> None:
     assert load(file, SMALL) == load(file, with_keys(preset="signed"))
 
 
+def test_strong_is_signed_with_what_was_measured_to_help(file: Path) -> None:
+    signed, strong = (load(file, with_keys(preset=preset)).experiment for preset in ("signed", "strong"))
+    assert strong.algorithm == signed.algorithm.model_copy(update={"heavy_ball": 0.9})
+    assert strong.model == signed.model
+
+
 def test_the_file_wins_over_the_preset_key_by_key(file: Path) -> None:
     plain = load(file, with_keys(preset="mce-pl")).experiment
     own = load(

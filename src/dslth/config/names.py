@@ -26,6 +26,7 @@ class Preset(StrEnum):
     """Named groups of settings that a file builds on."""
 
     SIGNED = "signed"
+    STRONG = "strong"
     MCE_PL = "mce-pl"
 
 
