@@ -11,6 +11,7 @@ from dslth.cli.app import App
 from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption, TransportOption
 from dslth.config import DataName, EngineName, LinkName, ModelName, Preset, TransportName
 from dslth.engines.base import end_on_signals
+from dslth.errors import OutputError
 from dslth.show.console import Terminal, err, out
 from dslth.stop import Stop
 
@@ -76,6 +77,60 @@ def comm(
         out.print(f"written into {folder}", soft_wrap=True)
     if len(measured) < len(selected):
         err.print("interrupted")
+        raise typer.Exit(130)
+
+
+@bench_app.command()
+def study(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Study: a path, or a name that comes with dslth.")] = (
+        "tables"
+    ),
+    changes: Annotated[Changes, "data_dir"] = Changes(),
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Part or row to run, may be repeated [default: all].")
+    ] = None,
+    cells: Annotated[int | None, typer.Option(min=1, help="End after so many cells.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Begin no cell after so many minutes.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Run nothing: tables and pictures of what is there.")] = False,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to write or go on with [default: runs/study-FILE]."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare all methods, each tuned on each data set by held-out training samples, with several seeds.
+
+    It can be interrupted: called again, it goes on with the cells that are not finished, or whose settings changed.
+    Writes a JSON file for each cell, and tables.md and frontier.png for each data set.
+    """
+    from dslth.bench.cells import Cells  # torch is heavy: loaded only when needed
+    from dslth.bench.study import plan, work
+    from dslth.bench.study import show as shown
+
+    planned, name = plan.read(file), Path(file).stem
+    folder = out_dir or Path("runs") / f"study-{name}"
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--out {folder} is not a folder; choose another name, or remove it")
+    whole = work.Study(planned, Cells(folder, f"dslth bench study {name}"), changes.overrides())
+    left, stop = 0, Stop()
+    if not show:
+        for part in sorted(planned.chosen(only or [])[0]):
+            options.look_at_data(*whole.runs[part], virtual=True)
+        with end_on_signals(stop):
+            left = whole.run(only or [], folder / "run", work.Limits(stop, cells, minutes), _say)
+    standings = whole.standings()
+    if not shown.write(whole, standings, folder):
+        err.print("note: no pictures, they need matplotlib: pip install matplotlib")
+    if as_json:
+        print(json.dumps(shown.as_json(whole, standings)))  # noqa: T201
+    else:
+        page = out if out.is_terminal else Terminal(width=130)
+        for table in shown.tables(whole, standings):
+            page.print(table)
+        out.print(f"written into {folder}", soft_wrap=True)
+    if left:
+        err.print(f"{left} cells are left; the same command goes on")
+    if stop.is_set():
         raise typer.Exit(130)
 
 

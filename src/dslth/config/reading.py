@@ -30,7 +30,7 @@ from dslth.errors import ConfigError, MissingFileError
 __all__ = ["data_folder", "keys_folder", "load", "merge", "parse", "read", "read_counts", "shipped"]
 
 Of = TypeVar("Of", bound=Settings)
-Folder = Literal["topologies", "peers", "experiments"]
+Folder = Literal["topologies", "peers", "experiments", "studies"]
 
 MOST_TEXT = 4 << 20
 """Bytes of a topology file, a profile, a counts table: enough for the edges of a graph with 200,000 links."""
