@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import fill
 from typing import Any
 
 from dslth import files
@@ -16,6 +17,9 @@ from dslth.show.words import amount
 __all__ = ["as_json", "tables", "write"]
 
 Columns = Mapping[str, Callable[[Standing], str]]
+
+WIDTH = 120
+"""Characters of a line of text in Markdown."""
 
 STEPS = (
     "All rows take the same gradient steps on the same batches. Accuracy is each peer's on test samples of its own "
@@ -140,21 +144,22 @@ def write(study: Study, standings: Sequence[Standing], folder: Path) -> bool:
     """
     drawn = True
     for part in study.plan.parts:
-        if not (rows := _of(standings, part)):
-            continue
+        rows = _of(standings, part)
         lines = [f"# {part}: {study.plan.parts[part].topology}", ""]
-        for title, columns, note in _sheets(study, standings, part):
+        for title, columns, note in _sheets(study, standings, part) if rows else []:
             cells = [list(columns), ["---", *["---:"] * (len(columns) - 1)]]
             cells += [[cell(each) for cell in columns.values()] for each in rows]
-            lines += [f"## {title.capitalize()}", "", *("| " + " | ".join(row) + " |" for row in cells), "", note, ""]
-        lines += [line for said in _said(standings, part) for line in (said, "")]
-        lines += ["![accuracy against message bytes](frontier.png)", ""]
+            lines += [f"## {title.capitalize()}", "", *("| " + " | ".join(row) + " |" for row in cells), ""]
+            lines += [fill(note, WIDTH), ""]
+        lines += [line for said in _said(standings, part) for line in (fill(said, WIDTH, break_on_hyphens=False), "")]
+        lines += ["![accuracy against message bytes](frontier.png)", ""] if rows else []
         file = folder / part / "tables.md"
         try:
             files.replace(file, "\n".join(lines).encode())
         except OSError as error:
             raise OutputError(f"cannot write {file}: {error.strerror}; choose another folder with --out") from None
-        drawn = _frontier(rows, folder / part / "frontier.png") and drawn
+        if rows:
+            drawn = _frontier(rows, folder / part / "frontier.png") and drawn
     return drawn
 
 
