@@ -25,6 +25,12 @@ class Stream:
         words = self._bits.random_raw(int(np.prod(shape, dtype=np.int64)))
         return ((words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
 
+    def shorts(self, *shape: int) -> NDArray[np.uint16]:
+        """Draw uint16 of the given shape, uniform in [0, 2**16)."""
+        n = int(np.prod(shape, dtype=np.int64))
+        words = self._bits.random_raw(-(-n // 4)).astype("<u8", copy=False)
+        return words.view("<u2")[:n].astype(np.uint16, copy=False).reshape(shape)
+
     def permutation(self, n: int) -> NDArray[np.int64]:
         """Draw a permutation of 0 .. n-1."""
         return np.argsort(self._bits.random_raw(n), kind="stable")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dslth import wire
@@ -10,6 +10,7 @@ from dslth.bench import codings
 from dslth.bench.codings import (
     BodyCoding,
     ChangesCoding,
+    KlmsCoding,
     Layout,
     Model,
     RepeatCoding,
@@ -21,6 +22,7 @@ from dslth.bench.codings import (
     WholeCoding,
 )
 from dslth.exchange.streams import Incoming, Outgoing
+from dslth.seeds import Stream
 from dslth.wire import Hello, Refusal, Refused
 
 LAYOUT = Layout((20, 5, 12, 2), (True, False, True, False))
@@ -61,7 +63,18 @@ def waves(seed=0, kept=0.3):
     return SparseModel.of(np.random.default_rng(seed).random(WEIGHTS.total) < kept, numbers()[: WEIGHTS.total], WEIGHTS)
 
 
+GUESS = np.random.default_rng(5).integers(1000, 60000, WEIGHTS.total)
+klms = KlmsCoding(GUESS, 7, WEIGHTS)
+
+
+def drawn(seed=0, before=None, layout_coding=klms):
+    before = before or layout_coding.last(layout_coding.first(1, ()))
+    probability = np.random.default_rng(seed).uniform(1e-4, 1 - 1e-4, before.layout.total)
+    return layout_coding.drawn(before, probability, Stream(seed, "test"))
+
+
 CODINGS = {
+    "klms": (klms, drawn()),
     "waves": (WaveletCoding(WEIGHTS), waves()),
     "sample": (SampleCoding(WEIGHTS), sample()),
     "body": (BodyCoding(LAYOUT, BODY), body()),
@@ -99,7 +112,15 @@ def test_a_message_is_read_back_as_it_was(name):
 
 def test_how_long_payloads_are_and_what_they_keep():
     lengths = {name: len(coding.encode(message, coding.first(1, ()))[1]) for name, (coding, message) in CODINGS.items()}
-    whole = {"float32": 4 * N, "float16": 2 * N, "repeat": 4 * N, "body": 4 * BODY, "sample": 5, "waves": 4 + 4 * 9 + 4}
+    whole = {
+        "float32": 4 * N,
+        "float16": 2 * N,
+        "repeat": 4 * N,
+        "body": 4 * BODY,
+        "sample": 5,
+        "waves": 4 + 4 * 9 + 4,
+        "klms": 2 + 4,
+    }
     assert lengths == {**whole, "changes": 2 + 4 * 4 + 3, "sparse": 5 + 4 * (10 + 5 + 6 + 2)}
     assert sparse().density == (0.5, 0.5)
     assert model().density == (1.0, 1.0)
@@ -153,6 +174,59 @@ def test_a_sample_like_the_last_one_is_short():
     lengths = [len(coding.encode(Sample.of(mask, layout), chain)[1])
                for chain in (coding.first(1, ()), coding.after(coding.first(1, ()), first, 0))]  # fmt: skip
     assert lengths[1] < 80 < 990 < lengths[0] < 1010
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9000), st.integers(1, 50), st.sampled_from([0.5, 0.1, 0.02, 0.002]))
+@settings(max_examples=25)
+def test_any_mask_of_candidates_is_read_back_in_a_chain(seed, n, m, far):
+    layout, generator = Layout((n, m), (True, True)), np.random.default_rng(seed)
+    coding = KlmsCoding(generator.integers(0, 1 << 16, layout.total), seed, layout)
+    chain = coding.first(3, ())
+    for round_ in range(3):
+        noise = generator.normal(size=layout.total) * far
+        probability = (coding.last(chain).guess / (1 << 16) + noise).clip(1e-4, 1 - 1e-4)
+        message = coding.drawn(coding.last(chain), probability, Stream(seed, "test", round_))
+        codec, payload = coding.encode(message, chain)
+        assert codec == codings.KLMS
+        assert len(payload) <= 2 + 6 * (n // 8 + m // 8 + 2) / 8 + 1
+        assert read(coding, codec, payload, message.pack(), chain=chain) == message
+        chain = coding.after(chain, message, round_)
+    assert coding.encode(message, coding.first(4, ())) == (codings.ESTIMATE, message.raw)
+
+
+def test_candidates_are_taken_as_the_senders_probabilities_say_and_the_guess_follows_them():
+    layout = Layout((4000,), (True,))
+    coding, wanted = KlmsCoding(np.full(4000, 1 << 15), 1, layout), np.repeat([0.3, 0.5, 0.7, 0.5], 1000)
+    message, kept, sizes = coding.last(coding.first(0, ())), [], []
+    for round_ in range(40):
+        message = coding.drawn(message, wanted, Stream(1, "test", round_))
+        kept.append(message.mask.reshape(4, -1).mean(1))
+        sizes.append(len(message.changes))
+    assert np.mean(kept, 0) == pytest.approx([0.3, 0.5, 0.7, 0.5], abs=0.03)
+    assert (message.guess / (1 << 16)).reshape(4, -1).mean(1) == pytest.approx([0.3, 0.5, 0.7, 0.5], abs=0.05)
+    assert max(sizes) < 4000 / 8 / 2
+    sure = np.where(np.arange(4000) % 2, 0.999, 0.001)
+    for round_ in range(40):
+        message = coding.drawn(message, sure, Stream(1, "test", round_))
+    assert np.mean(message.mask == (sure > 0.5)) > 0.97
+
+
+def test_candidates_are_told_by_number_to_the_last_bit():
+    coding, message = CODINGS["klms"]
+    sizes, numbers = message.changes[:2], message.changes[2:]
+    assert (list(sizes), len(numbers)) == ([0, 0], 4)  # 20 and 12 weights in blocks of 8: 5 times 6 bits
+    padded = numbers[:-1] + bytes([numbers[-1] | 1])
+    larger, endless = b"\x01" + sizes[1:], b"\x0a" + sizes[1:]
+    chain = coding.first(1, ())
+    for wrong in (endless + numbers, larger + numbers, sizes + numbers + b"\0", sizes + numbers[:-1], sizes + padded):
+        with pytest.raises(Refused, match="corrupt"):
+            read(coding, codings.KLMS, wrong, message.pack(), chain=chain)
+    with pytest.raises(Refused, match="corrupt"):  # of another peer: its candidates are others
+        read(coding, codings.KLMS, message.changes, message.pack(), chain=coding.first(2, ()))
+    with pytest.raises(Refused, match="corrupt"):
+        read(coding, codings.KLMS, sizes[:1], message.pack(), chain=chain)
+    with pytest.raises(ValueError, match="too sure"):
+        coding.unpack(message.pack()[:-2] + b"\0\0")
 
 
 def test_what_was_said_before_is_repeated_for_nothing():

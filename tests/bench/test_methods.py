@@ -69,7 +69,7 @@ def test_what_is_said_is_the_model(peers_of, name):
             changes = np.abs(waves - peer._waves(first))
             assert changes[mask].min() >= changes[~mask].max(initial=0)
             assert torch.allclose(peer._parameters(waves), x, atol=1e-6)
-        case "fedpm":
+        case "fedpm" | "fedpm-klms":
             weights = torch.sigmoid(peer.x)[peer.net.first != 0]
             assert set(said.tolist()) == {0, 1}
             for low in (0.0, 0.2, 0.4, 0.6, 0.8):
@@ -174,8 +174,9 @@ def test_ditto_splits_the_steps_that_others_take(peers_of):
     assert torch.equal(ditto.x, plain.x)
 
 
-def test_fedpm_counts_masks_as_a_beta_distribution_does_and_evaluates_a_mask(peers_of):
-    peers, graph = peers_of("fedpm", values={"prior": 3.0})
+@pytest.mark.parametrize("name", ["fedpm", "fedpm-klms"])
+def test_fedpm_counts_masks_as_a_beta_distribution_does_and_evaluates_a_mask(peers_of, name):
+    peers, graph = peers_of(name, values={"prior": 3.0})
     messages = [peer.local_update(0)[0] for peer in peers]
     weights = peers[0].net.first != 0
     before = torch.sigmoid(peers[0].x)[weights]

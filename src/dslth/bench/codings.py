@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
+from math import log, log2
 from typing import Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -18,11 +19,14 @@ from numpy.typing import NDArray
 from dslth import wire
 from dslth.coding.codecs import BY_ID
 from dslth.coding.rangecoder import ONE, Decoder, Encoder
+from dslth.seeds import Stream
 from dslth.wire import Header, Hello, Refusal, Refused
 
 __all__ = [
     "BodyCoding",
     "ChangesCoding",
+    "Estimate",
+    "KlmsCoding",
     "Layout",
     "Link",
     "Model",
@@ -36,14 +40,16 @@ __all__ = [
     "WholeCoding",
 ]
 
-_IDS = range(100, 108)
-FLOAT32, FLOAT16, CHANGES, SPARSE, SAME, BODY, SAMPLE, WAVELETS = _IDS
+_IDS = range(100, 110)
+FLOAT32, FLOAT16, CHANGES, SPARSE, SAME, BODY, SAMPLE, WAVELETS, ESTIMATE, KLMS = _IDS
 """Wire ids of these codecs; none is a mask codec's."""
 if set(_IDS) & BY_ID.keys():
     raise AssertionError("a mask's codec has the wire id of a compared method's")
 
 LEVELS = 7
 """The largest multiple of its layer's scale by which a parameter changes."""
+SURE = 64
+"""The least guess, in units of 2**-16, that a weight is kept, or dropped."""
 
 
 # --- messages -------------------------------------------------------------------------------------------------------
@@ -183,6 +189,49 @@ class Sample(Sent):
     def mask(self) -> NDArray[np.bool_]:
         """Which weights are kept, flat."""
         return np.unpackbits(np.frombuffer(self.raw, np.uint8), count=self.layout.total).astype(np.bool_)
+
+
+@dataclass(frozen=True)
+class Estimate(Sent):
+    """A mask that was drawn from probabilities, and what its receivers then guess that these are.
+
+    Packed: the mask, then for each weight the guess in units of 2**-16, ``<u2``. Raises ValueError if it is not that.
+    ``changes`` is the payload of what was drawn since the message ``before``; None if only the whole is known.
+    """
+
+    before: bytes | None = field(default=None, compare=False)
+    changes: bytes | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        n = self.layout.total
+        packed = (n + 7) // 8
+        if len(self.raw) != packed + 2 * n or np.unpackbits(np.frombuffer(self.raw, np.uint8, packed))[n:].any():
+            raise ValueError("wrong length or padding")
+        guess = self.guess
+        if n and (guess.min() < SURE or guess.max() > (1 << 16) - SURE):
+            raise ValueError("a guess that is too sure")
+
+    @classmethod
+    def of(cls, mask: NDArray[np.bool_], guess: NDArray[np.int64], layout: Layout) -> Self:
+        """Return the message of a flat mask and of guesses, which are clipped so that all can still be drawn."""
+        guess = guess.clip(SURE, (1 << 16) - SURE)
+        return cls(np.packbits(mask).tobytes() + guess.astype("<u2").tobytes(), layout)
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Which weights are kept, flat."""
+        n = self.layout.total
+        return np.unpackbits(np.frombuffer(self.raw, np.uint8, (n + 7) // 8), count=n).astype(np.bool_)
+
+    @property
+    def guess(self) -> NDArray[np.int64]:
+        """The guessed probabilities, flat, in units of 2**-16."""
+        return np.frombuffer(self.raw, "<u2", offset=(self.layout.total + 7) // 8).astype(np.int64)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """All bits, flat, as 0 and 1."""
+        return self.mask.astype(np.float32)
 
 
 # --- codings --------------------------------------------------------------------------------------------------------
@@ -494,3 +543,103 @@ class WaveletCoding(WholeCoding[SparseModel]):
         else:
             raise ValueError("nothing to code")
         return SparseModel(np.packbits(mask).tobytes() + payload[4:fixed], self._layout)
+
+
+class KlmsCoding(_ChainCoding[Estimate]):
+    """Masks drawn from the sender's probabilities, each block as the number of one of 64 candidates.
+
+    Both ends draw the same candidates from the guess of the message before, by its digest. The sender takes one at
+    random, by how much likelier its own probabilities make it than the guess does (importance sampling). Thereafter
+    both guess ``GAIN`` of the way from the old guess to the mask. A payload has a byte for each layer, which gives the
+    size of its blocks, and six bits for each block. Both ends know ``first``, the probabilities that all begin with.
+    A key frame after a loss, a restart or skipped rounds holds the mask and the guess as they are.
+    """
+
+    BITS = 6
+    GAIN = 3
+    """As a power of two: an eighth."""
+    LEAST, SIZES, CHUNK = 3, 10, 1 << 15
+    """Blocks have 2**3 to 2**12 weights; candidates of so many weights are drawn at a time, a multiple of all sizes."""
+    INFORMATION = 5.0
+    """Bits by which a mean block's probabilities may differ from the guess: fewer than its number has."""
+
+    def __init__(self, first: NDArray[np.int64], seed: int, layout: Layout) -> None:
+        n = layout.total
+        super().__init__(ESTIMATE, lambda packed: Estimate(packed, layout), (n + 7) // 8 + 2 * n)
+        self._first, self._seed, self._layout = first, seed, layout
+
+    def first(self, peer: int, ones: Sequence[int]) -> Link[Estimate]:
+        """Return the chain of a mask that nobody sends, drawn for this peer from what all begin with."""
+        mask = Stream(self._seed, "klms first", peer).shorts(self._layout.total) < self._first
+        return Link(message=Estimate.of(mask, self._first, self._layout))
+
+    def encode(self, message: Estimate, chain: Link[Estimate]) -> tuple[int, bytes]:
+        """Return the wire id, and the candidates' numbers if they are of the chain's last message, else the whole."""
+        if message.changes is not None and message.before == self.last(chain).raw:
+            return KLMS, message.changes
+        return super().encode(message, chain)
+
+    def drawn(self, before: Estimate, probability: NDArray[np.float64], lot: Stream) -> Estimate:
+        """Return the message of a mask that is drawn from probabilities inside (0, 1), flat, by the private ``lot``."""
+        guess, bounds = before.guess / (1 << 16), [*pairwise(accumulate(self._layout.lengths, initial=0))]
+        more = np.log(probability / guess) - np.log((1 - probability) / (1 - guess))
+        nats = probability * more + np.log((1 - probability) / (1 - guess))
+        sizes = bytes(self._size(float(nats[low:high].mean())) for low, high in bounds)
+        chosen = []
+        for blocks, candidates in self._candidates(before, sizes):
+            padded = np.zeros(candidates.shape[1:], np.float32)
+            padded.reshape(-1)[: blocks.stop - blocks.start] = more[blocks]
+            gained = np.einsum("cbw,bw->cb", candidates, padded)
+            chosen.append((gained + _gumbel(lot.uniform(*gained.shape))).argmax(0))
+        numbers = np.concatenate(chosen).astype(np.uint8)
+        changes = sizes + np.packbits(np.unpackbits(numbers[:, None], axis=1)[:, -self.BITS :]).tobytes()
+        found = self._added(before, changes)
+        return Estimate(found.raw, found.layout, before=before.raw, changes=changes)
+
+    def _size(self, nats: float) -> int:
+        """Return how many times blocks of 2**LEAST are doubled where a weight has so much information."""
+        most = self.INFORMATION * log(2) / max(nats, 1e-9)
+        return min(max(int(log2(max(most, 1))) - self.LEAST, 0), self.SIZES - 1)
+
+    def _message(self, codec: int, payload: bytes, chain: Link[Estimate]) -> Estimate:
+        return self._added(self.last(chain), payload) if codec == KLMS else super()._message(codec, payload, chain)
+
+    def _added(self, before: Estimate, changes: bytes) -> Estimate:
+        lengths = self._layout.lengths
+        sizes, packed = (
+            changes[: len(lengths)],
+            np.frombuffer(changes, np.uint8, offset=min(len(lengths), len(changes))),
+        )
+        if len(sizes) < len(lengths) or max(sizes) >= self.SIZES:
+            raise ValueError("wrong sizes of blocks")
+        blocks = sum(-(-n >> self.LEAST + size) for n, size in zip(lengths, sizes, strict=True))
+        bits = np.unpackbits(packed)
+        if len(packed) != -(-blocks * self.BITS // 8) or bits[blocks * self.BITS :].any():
+            raise ValueError("wrong length or padding")
+        numbers = bits[: blocks * self.BITS].reshape(-1, self.BITS) @ (1 << np.arange(self.BITS)[::-1])
+        mask, done = np.zeros(self._layout.total, np.bool_), 0
+        for places, candidates in self._candidates(before, sizes):
+            count = candidates.shape[1]
+            found = candidates[numbers[done : done + count], np.arange(count)]
+            mask[places], done = found.reshape(-1)[: places.stop - places.start], done + count
+        guess, half = before.guess, 1 << self.GAIN - 1
+        return Estimate.of(mask, guess + ((mask * (1 << 16) - guess + half) >> self.GAIN), self._layout)
+
+    def _candidates(self, before: Estimate, sizes: bytes) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
+        """Yield places of one layer and their candidates (64, blocks, weights of a block), padded with zeros."""
+        guess, start = before.guess, 0
+        lot = Stream(self._seed, "klms", before.digest)
+        for n, size in zip(self._layout.lengths, sizes, strict=True):
+            for low in range(start, start + n, self.CHUNK):
+                places = slice(low, min(low + self.CHUNK, start + n))
+                width = 1 << self.LEAST + size
+                padded = np.zeros(-(-(places.stop - low) // width) * width, np.int64)
+                padded[: places.stop - low] = guess[places]
+                yield places, (lot.shorts(1 << self.BITS, len(padded)) < padded).reshape(1 << self.BITS, -1, width)
+            start += n
+
+
+def _gumbel(uniform: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return what is added to logarithms of weights so that the largest is a draw by these weights."""
+    gumbel: NDArray[np.float64] = -np.log(-np.log(uniform.astype(np.float64) + 2.0**-25))
+    return gumbel

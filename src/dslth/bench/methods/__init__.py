@@ -20,7 +20,7 @@ from dslth.bench.methods.dadpfl import DaDpfl
 from dslth.bench.methods.dispfl import DisPfl
 from dslth.bench.methods.ditto import Ditto
 from dslth.bench.methods.dpsgd import Alone, Dpsgd, HalfDpsgd, TunedDpsgd
-from dslth.bench.methods.fedpm import FedPm
+from dslth.bench.methods.fedpm import FedPm, Klms
 from dslth.bench.methods.fedrep import FedRep
 from dslth.bench.methods.jwins import Jwins
 from dslth.engines.base import PeerJob
@@ -29,7 +29,7 @@ __all__ = ["METHODS", "Alone", "Compared", "before_exchange"]
 
 METHODS: Mapping[str, type[Sgd[Any]]] = {
     method.name: method
-    for method in (Alone, Dpsgd, HalfDpsgd, TunedDpsgd, Choco, DisPfl, DaDpfl, FedRep, Ditto, FedPm, Jwins)
+    for method in (Alone, Dpsgd, HalfDpsgd, TunedDpsgd, Choco, DisPfl, DaDpfl, FedRep, Ditto, FedPm, Klms, Jwins)
 }
 
 
