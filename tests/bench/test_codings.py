@@ -205,6 +205,10 @@ def test_candidates_are_taken_as_the_senders_probabilities_say_and_the_guess_fol
     assert np.mean(kept, 0) == pytest.approx([0.3, 0.5, 0.7, 0.5], abs=0.03)
     assert (message.guess / (1 << 16)).reshape(4, -1).mean(1) == pytest.approx([0.3, 0.5, 0.7, 0.5], abs=0.05)
     assert max(sizes) < 4000 / 8 / 2
+    alike = [
+        coding.drawn(coding.last(coding.first(peer, ())), np.full(4000, 0.502), Stream(peer)) for peer in range(40)
+    ]
+    assert np.mean([each.mask for each in alike]) == pytest.approx(0.502, abs=0.006)  # not the likeliest candidate
     sure = np.where(np.arange(4000) % 2, 0.999, 0.001)
     for round_ in range(40):
         message = coding.drawn(message, sure, Stream(1, "test", round_))
