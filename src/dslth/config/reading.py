@@ -106,7 +106,7 @@ def _standing_alone(run: RunConfig, folder: Path) -> RunConfig:
     partition = data.partition
     if isinstance(partition, CountsPartition):
         if (partition.file is None) == (partition.table is None):
-            raise ConfigError("experiment.data.partition: give either 'file' or 'table'")
+            raise ConfigError("experiment.data.partition: give either 'file' or 'table', or --partition")
         if partition.file is not None:
             table = read_counts(folder / partition.file)
             partition = partition.model_copy(update={"file": None, "table": table})

@@ -121,8 +121,7 @@ def _run_columns(runs: Runs, learned: Mapping[str, Mapping[int, Figures]]) -> Co
     for name, points in runs.published.items():
         for column, cells in columns.items():
             told = column.removeprefix("at ")
-            known = points.get(int(told)) if told.isdigit() else None
-            cells.append(name if column == "variant" else percent(known))
+            cells.append(name if column == "variant" else percent(points.get(int(told))) if told.isdigit() else "")
     return columns
 
 

@@ -156,8 +156,9 @@ def _run(runs: Runs, name: str, variant: Variant, seed: int, changes: Mapping[st
     settings = row.settings(settings).model_copy(update={"network": settings.network})
     graph = topology.build(settings.graph, seed)
     preflight(settings, graph, virtual=True)
-    told = settings.model_dump(mode="json") | {"graph": graph.digest, "row": row.name}
-    del told["experiment"]["data"]["folder"]  # where data lie changes nothing
+    # what has its default is left out, so that a setting that is added later leaves finished cells as they are
+    told = settings.model_dump(mode="json", exclude_defaults=True, exclude={"experiment": {"data": {"folder"}}})
+    told |= {"graph": graph.digest, "row": row.name}
     return Cell(name, seed, told, partial(_learn, row, settings, graph))
 
 
