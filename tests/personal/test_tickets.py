@@ -17,9 +17,9 @@ from dslth import config
 from dslth.cli.main import app
 from dslth.errors import ConfigError, DataError, MissingFileError
 from dslth.learner import Learner
-from dslth.learning import data, models
+from dslth.learning import data, models, supermask
 from dslth.masks import BitMask
-from dslth.personal import compact, export, figures, inputs, nets
+from dslth.personal import apply, compact, export, figures, inputs, nets
 from dslth.run import tickets
 from dslth.run.folder import RunFolder
 from dslth.run.summary import summarise
@@ -230,8 +230,41 @@ def test_own_labelled_rows_are_parted_into_training_and_testing(tmp_path):
     assert set(inputs.chosen(found, [1]).train_labels) == {1}
     with pytest.raises(ConfigError, match="no class 10; there are 0 to 9"):
         inputs.chosen(found, [10])
+    with pytest.raises(DataError, match="no test image of 2"):
+        inputs.chosen(found, [2])
     with pytest.raises(DataError, match="label 2; the ticket's network knows 0 to 1"):
         inputs.read_labelled(rows, (1, 2, 2), 2)
+
+
+# --- taught more ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("min_filter_weights", [0, 30])
+def test_learning_starts_from_the_tickets_own_mask(min_filter_weights):
+    ticket, _ = learned(min_filter_weights=min_filter_weights, density=0.45)
+    dataset = data.load(ticket.experiment.data)
+    same = apply.fine_tuned(ticket, dataset.train_images[:1], dataset.train_labels[:1], 1, lr=1e-9)
+    assert same == ticket
+    signs = [torch.sign(s) for s in apply.scores_of(ticket)]
+    first = supermask.initial_scores(nets.net_of(ticket), ticket.experiment.seed, "common")
+    assert all(torch.equal(a, torch.sign(b)) for a, b in zip(signs, first, strict=True))
+
+
+def test_a_ticket_learns_classes_that_it_did_not_know(capsys, tmp_path, run_folder):
+    path = RunFolder(run_folder).ticket(0)
+    line = ["apply", path, "--out", tmp_path / "new.safetensors", "--rounds", 15, "--json"]
+    found = json.loads(typed(capsys, *line))
+    assert found["after"]["accuracy"] > 0.8 > 0.6 > found["before"]["accuracy"]
+    tried = json.loads(typed(capsys, "eval", tmp_path / "new.safetensors", "--json"))
+    assert tried == found["after"]
+    new, old = tickets.load(tmp_path / "new.safetensors"), tickets.load(path)
+    assert (new.peer, new.experiment, new.mask.ones) == (old.peer, old.experiment, old.mask.ones)
+    assert sum((new.mask ^ old.mask).ones) == round(found["flips"] * sum(new.mask.sizes)) > 0
+
+
+def test_there_must_be_something_to_learn_from():
+    with pytest.raises(DataError, match="no image to learn from"):
+        apply.fine_tuned(SMALL, np.zeros((0, 1, 8, 8), np.uint8), np.zeros(0, np.int64), 1)
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
@@ -268,6 +301,7 @@ def test_the_commands_from_a_run_folder_to_predictions(run_folder, capsys, tmp_p
         (["show", "{run}", "--peer", "9"], MissingFileError, "peer-9"),
         (["export", "{run}", "--peer", "0"], ConfigError, "--onnx"),
         (["predict", "{run}", "nothing.png", "--peer", "0"], DataError, "nothing.png: No such file"),
+        (["eval", "{run}", "--peer", "0", "--data-dir", "absent"], MissingFileError, "--data-dir absent"),
         (["eval", "{run}", "--peer", "0", "--classes", "cat"], ConfigError, "--classes cat"),
     ],
 )

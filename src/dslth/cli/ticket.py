@@ -166,6 +166,46 @@ def export(
         out.print(str(export.check_onnx(net, onnx, images) or export.UNCHECKED), soft_wrap=True)
 
 
+@ticket_app.command()
+def apply(
+    ticket: TicketArgument,
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new ticket, as safetensors.")],
+    peer: PeerOption = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to learn, alone; as many local steps as in the run.")] = 20,
+    lr: Annotated[
+        float | None, typer.Option(min=1e-9, metavar="LR", help="Learning rate, in place of the run's.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    csv_file: CsvOption = None,
+    classes: ClassesOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Teach a ticket on local data, and write a new ticket; print the accuracy before and after.
+
+    It starts from scores that give the ticket's mask, and keeps as many weights of each layer. Local data are the
+    training images of its data set, or own data of which every fifth image is for testing.
+    """
+    opened = _opened(ticket, peer)
+
+    from dslth.personal import apply, figures, nets
+    from dslth.run import tickets
+
+    dataset = _data(opened, data_dir, csv_file, classes)
+    learned = apply.fine_tuned(opened, dataset.train_images, dataset.train_labels, rounds, lr)
+    tickets.store(learned, out_file)
+    before, after = (
+        figures.evaluate(nets.dense(one), dataset.test_images, dataset.test_labels) for one in (opened, learned)
+    )
+    flips = sum((learned.mask ^ opened.mask).ones) / sum(opened.mask.sizes)
+    if as_json:
+        record = {"before": before.record(), "after": after.record(), "flips": flips, "rounds": rounds}
+        print(json.dumps(record))  # noqa: T201
+        return
+    out.print(_table(f"peer {opened.peer}, {rounds} rounds", {"before": before, "after": after}))
+    taught = f"taught on {len(dataset.train_labels):,} images of {csv_file or opened.experiment.data.name}"
+    out.print(f"{out_file}: {taught}, {percent(flips)} of the mask flipped", soft_wrap=True)
+
+
 def _written(path: Path, size: int, what: str = "") -> None:
     out.print(f"{path}: {size:,} bytes{what and f', {what}'}", soft_wrap=True)
 

@@ -1,6 +1,7 @@
 """What a ticket is tried or taught on: data sets, image files, and CSV files, as bytes of its network's input shape."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dslth.config import DataConfig
-from dslth.errors import ConfigError, DataError, DslthError
+from dslth.errors import ConfigError, DataError, DslthError, MissingFileError
 from dslth.learning import data
 from dslth.learning.data import Dataset
 from dslth.run.tickets import Ticket
@@ -26,16 +27,23 @@ def shape_of(ticket: Ticket) -> Shape:
 
 
 def read_dataset(settings: DataConfig, folder: Path | None) -> Dataset:
-    """Read a ticket's own data set, from ``folder`` if one is given; raises DataError."""
+    """Read a ticket's own data set, from ``folder`` if one is given; raises MissingFileError or DataError."""
+    if folder and not os.path.isdir(folder):
+        raise MissingFileError(f"--data-dir {folder}: no such folder")
     return data.load(settings.model_copy(update={"folder": str(folder)} if folder else {}))
 
 
 def chosen(dataset: Dataset, classes: Sequence[int]) -> Dataset:
-    """Return the samples of some classes; all if none is named. Raises ConfigError for a class that there is not."""
+    """Return the samples of some classes; all if none is named.
+
+    Raises ConfigError for a class that there is not, DataError if no test image is left.
+    """
     if not classes:
         return dataset
     if wrong := [c for c in classes if not 0 <= c < dataset.classes]:
         raise ConfigError(f"--classes: there is no class {wrong[0]}; there are 0 to {dataset.classes - 1}")
+    if not np.isin(dataset.test_labels, classes).any():
+        raise DataError(f"--classes: there is no test image of {', '.join(map(str, classes))}")
     train, test = (np.isin(labels, classes) for labels in (dataset.train_labels, dataset.test_labels))
     return Dataset(
         dataset.train_images[train], dataset.train_labels[train],
