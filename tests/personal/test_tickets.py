@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
+from torch import nn
 
 from dslth import config
 from dslth.cli.main import app
@@ -19,7 +20,7 @@ from dslth.errors import ConfigError, DataError, MissingFileError
 from dslth.learner import Learner
 from dslth.learning import data, models, supermask
 from dslth.masks import BitMask
-from dslth.personal import apply, compact, export, figures, inputs, nets
+from dslth.personal import apply, compact, export, figures, inputs, nets, smaller
 from dslth.run import tickets
 from dslth.run.folder import RunFolder
 from dslth.run.summary import summarise
@@ -178,6 +179,50 @@ def test_onnxruntime_predicts_the_same(preset, model, tmp_path):
     assert check.difference < 1e-4
     other = nets.dense(learned(preset, model, steps=3)[0])
     assert export.check_onnx(other, tmp_path / "net.onnx", images).same < 359
+
+
+# --- without dead filters -------------------------------------------------------------------------------------------
+
+
+def with_dead_filters(preset, model, alive):
+    ticket, draws = fresh(preset, model, "digits"), np.random.default_rng(3)
+    layers = [mask.reshape(shape) == 1 for mask, shape in zip(ticket.mask.arrays(), ticket.shapes, strict=True)]
+    for layer in layers:
+        layer[draws.random(len(layer)) >= alive] = False
+    return Ticket(ticket.peer, ticket.experiment, ticket.shapes, BitMask.from_arrays(layers))
+
+
+@pytest.mark.parametrize("alive", [0.6, 0.1, 0.0])
+@pytest.mark.parametrize("preset", ["signed", "mce-pl"])
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet8"])
+def test_the_net_without_dead_filters_predicts_the_same(preset, model, alive):
+    ticket = with_dead_filters(preset, model, alive)
+    net, images = nets.dense(ticket), np.random.default_rng(4).integers(0, 256, (40, 1, 8, 8), np.uint8)
+    small, shrinking = export.shrink(net, images)
+    assert shrinking.check.same == 40
+    assert shrinking.check.difference < 1e-5 * max(1, np.abs(nets.logits(net, images)).max())
+    assert shrinking.parameters == (smaller.count(net), smaller.count(small))
+    layers = [layer for layer in small.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    inner = layers[1:2] if model == "resnet8" else layers[:-1]  # the shortcut keeps the others' width
+    kept = figures.layers(ticket)
+    expected = kept[1:2] if model == "resnet8" else kept[:-1]
+    assert all(len(layer.weight) <= max(1, k.filters_kept) for layer, k in zip(inner, expected, strict=True))
+
+
+def test_the_smaller_net_is_written_and_checked(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'dslth[onnx]'")
+    ticket = with_dead_filters("signed", "cnn", 0.5)
+    tickets.store(ticket, tmp_path / "dead.safetensors")
+    line = ["export", tmp_path / "dead.safetensors", "--smaller", tmp_path / "s.onnx", "--onnx", tmp_path / "d.onnx"]
+    said = typed(capsys, *line)
+    assert said.count("359 of 359 predictions are the same") == 3
+    assert "weights and biases 52,906, now " in said
+    assert (tmp_path / "s.onnx").stat().st_size < 0.7 * (tmp_path / "d.onnx").stat().st_size
+
+
+def test_a_ticket_whose_filters_all_live_is_as_small_as_it_gets():
+    with pytest.raises(ConfigError, match="no filter of this ticket is dead"):
+        smaller.without_dead_filters(nets.dense(SMALL))
 
 
 # --- what it is tried on --------------------------------------------------------------------------------------------

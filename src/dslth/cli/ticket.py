@@ -146,11 +146,15 @@ def export(
     compact: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write seed, settings and the coded mask: a few kB.")
     ] = None,
+    smaller: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write an ONNX model without the dead filters of a structured ticket."),
+    ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Write a ticket in forms that leave the house."""
-    if onnx is dense is compact is None:
-        raise ConfigError("name a file to write with --onnx, --dense or --compact")
+    if onnx is dense is compact is smaller is None:
+        raise ConfigError("name a file to write with --onnx, --dense, --compact or --smaller")
     opened = _opened(ticket, peer)
 
     from dslth.personal import compact as packed
@@ -160,10 +164,16 @@ def export(
         _written(compact, packed.store(opened, compact))
     if dense is not None:
         _written(dense, export.store_dense(opened, dense))
-    if onnx is not None:
-        net, images = nets.dense(opened), export.test_images(opened, data_dir)
-        _written(onnx, export.store_onnx(net, images.shape[1:], onnx), f"ONNX, opset {export.OPSET}")
-        out.print(str(export.check_onnx(net, onnx, images) or export.UNCHECKED), soft_wrap=True)
+    if onnx is smaller is None:
+        return
+    net, images = nets.dense(opened), export.test_images(opened, data_dir)
+    models = {onnx: net} if onnx is not None else {}
+    if smaller is not None:
+        models[smaller], figures = export.shrink(net, images)
+        out.print(str(figures), soft_wrap=True)
+    for path, model in models.items():
+        _written(path, export.store_onnx(model, images.shape[1:], path), f"ONNX, opset {export.OPSET}")
+        out.print(str(export.check_onnx(net, path, images) or export.UNCHECKED), soft_wrap=True)
 
 
 @ticket_app.command()

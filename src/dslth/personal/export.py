@@ -15,11 +15,22 @@ from torch import nn
 from dslth import files
 from dslth.errors import DataError, DslthError, OutputError
 from dslth.learning.data import Images
-from dslth.personal import inputs, nets
+from dslth.personal import inputs, nets, smaller
 from dslth.run.tickets import Ticket
 from dslth.seeds import Stream
 
-__all__ = ["OPSET", "UNCHECKED", "Check", "check_onnx", "store_dense", "store_onnx", "test_images"]
+__all__ = [
+    "OPSET",
+    "UNCHECKED",
+    "Check",
+    "Shrinking",
+    "check_onnx",
+    "compare",
+    "shrink",
+    "store_dense",
+    "store_onnx",
+    "test_images",
+]
 
 OPSET = 17
 UNCHECKED = "not checked: onnxruntime is missing; pip install 'dslth[onnx]'"
@@ -90,6 +101,30 @@ def check_onnx(net: nn.Module, path: Path, images: Images) -> Check | None:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     theirs = np.concatenate([session.run(None, {"images": some})[0] for some in nets.pieces(images)])
     return compare(f"onnxruntime {onnxruntime.__version__}", nets.logits(net, images), theirs)
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """What the removal of dead filters does: weights and biases, milliseconds for an image, before and after."""
+
+    parameters: tuple[int, int]
+    milliseconds: tuple[float, float]
+    check: Check
+
+    def __str__(self) -> str:
+        (more, fewer), (slow, fast) = self.parameters, self.milliseconds
+        return (
+            f"weights and biases {more:,}, now {fewer:,}; one image {slow:.2f} ms, now {fast:.2f} ms, in torch; "
+            f"{self.check}"
+        )
+
+
+def shrink(net: nn.Module, images: Images) -> tuple[nn.Module, Shrinking]:
+    """Return a network without its dead filters, and how it compares on images; raises ConfigError if none is dead."""
+    small = smaller.without_dead_filters(net)
+    slow, fast = smaller.milliseconds([net, small], images.shape[1:])
+    check = compare("the smaller net", nets.logits(net, images), nets.logits(small, images))
+    return small, Shrinking((smaller.count(net), smaller.count(small)), (slow, fast), check)
 
 
 def compare(by: str, ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Check:

@@ -17,7 +17,7 @@ from dslth.learning.layers import Elu, GroupNorm, InPlace, LocalResponse, MaxPoo
 from dslth.learning.supermask import FrozenNet
 from dslth.run.tickets import Ticket
 
-__all__ = ["Classifier", "PlainLocalResponse", "dense", "frozen", "logits", "net_of", "pieces"]
+__all__ = ["AnyGroupNorm", "Classifier", "PlainLocalResponse", "dense", "frozen", "logits", "net_of", "pieces"]
 
 BATCH = 128
 """Images that are classified at a time."""
@@ -87,8 +87,9 @@ class PlainLocalResponse(nn.Module):
         """Normalise a batch (n, c, h, w)."""
         channels = x.shape[1]
         squares = F.pad(x * x, (0, 0, 0, 0, 2, 1))
-        sums = sum(squares[:, first : first + channels] for first in range(4))
-        return x * (1 + self.scale * sums) ** -0.75
+        sums = torch.stack([squares[:, first : first + channels] for first in range(4)]).sum(0)
+        r = (1 + self.scale * sums).rsqrt()
+        return x * r * r.sqrt()  # a power would take many times as long
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -104,7 +105,7 @@ def _plain(module: nn.Module) -> nn.Module:
 def _torchs_own(layer: object) -> nn.Module:
     match layer:
         case GroupNorm():
-            return _AnyGroupNorm(layer.groups)
+            return AnyGroupNorm(layer.groups)
         case Elu():
             return nn.ELU()
         case MaxPool():
@@ -114,7 +115,7 @@ def _torchs_own(layer: object) -> nn.Module:
     raise AssertionError(f"a layer {type(layer).__name__} has no plain form")
 
 
-class _AnyGroupNorm(nn.Module):
+class AnyGroupNorm(nn.Module):
     """Group norm without parameters, of as many channels as come."""
 
     def __init__(self, groups: int) -> None:
@@ -122,4 +123,5 @@ class _AnyGroupNorm(nn.Module):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise a batch (n, c, h, w)."""
         return F.group_norm(x, self.groups)
