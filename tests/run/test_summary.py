@@ -86,7 +86,7 @@ def test_programs_read_these_keys_in_this_order(folder):
         "seconds": 4.0,
         "seconds_to_first_round": 3.0,
         **learned,
-        "bits_per_weight_per_round": 8 * 60 / (8 * 2),
+        "message_bits_per_weight_per_round": 8 * 60 / (8 * 2),
         "payload_bits_per_weight_per_round": 8 * 30 / (8 * 2),
         "masked_weights": 8,
         "directed_edges": 2,

@@ -108,7 +108,7 @@ def test_bits_per_weight_are_message_bytes_over_weights_edges_and_rounds(command
     summary = run_json(commands, "-t", topology_file(), "--out", "run")
     sent = sum(peer.message_bytes_sent for peer in summary.peers)
     weights = 64 * 256 + 256 * 128 + 128 * 10
-    assert summary.bits_per_weight_per_round == pytest.approx(8 * sent / (weights * 6 * 3), abs=1e-6)
+    assert summary.message_bits_per_weight_per_round == pytest.approx(8 * sent / (weights * 6 * 3), abs=1e-6)
     packed = run_json(commands, "-t", topology_file(), "--out", "packed", "--codec", "bitpack")
     assert sum(peer.payload_bytes_sent for peer in packed.peers) == weights // 8 * 6 * 3
 

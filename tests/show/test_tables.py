@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dslth.errors import MissingFileError
-from dslth.run.events import Joined, LinkStats, Noticed, RoundReport
+from dslth.run.events import Finished, Joined, LinkStats, Noticed, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.run.summary import summarise
 from dslth.show import tables
 from dslth.show.live import LiveTable
 from dslth.show.tables import Fitted
+from dslth.wire import Refusal
 from live import printed
 
 PROPERTY = settings(max_examples=60, deadline=None, database=None)
@@ -249,3 +250,35 @@ def test_a_table_goes_without_its_spare_columns_in_order_and_no_more_than_it_mus
     assert "aaaa" not in narrowest
     assert "cccc" in narrowest
     assert "some words" in whole
+
+
+def test_a_table_without_spare_columns_is_continued_below_so_that_no_figure_is_cut():
+    columns = {"name": ["one", "two"]} | {f"figure {n}": [f"{n}.12345", f"{n}.67890"] for n in range(9)}
+    parts = shown(Fitted("t", columns, note="some words"), width=40)
+    assert "…" not in parts
+    assert max(map(len, parts.splitlines())) <= 40
+    for cells in columns.values():
+        for cell in cells:
+            assert parts.count(cell) == (parts.count("one") if cell in columns["name"] else 1)
+    assert parts.count("some words") == 1
+
+
+@pytest.mark.parametrize("reason", [*Refusal, "of-a-later-version"])
+def test_what_to_think_of_a_refusal_stands_below_the_table(run_folder, tmp_path, reason):
+    folder = damaged_copy(run_folder, tmp_path / "run")
+    events = [
+        event.model_copy(update={"refused": {reason: 1234}}) if isinstance(event, Finished) else event
+        for event in folder.events()[1]
+    ]
+    folder.reports(1).write_text("".join(event.model_dump_json() + "\n" for event in events))
+    text = shown(tables.peer_table(folder, summarise(folder)), width=200)
+    (said,) = [line for line in text.splitlines() if line.startswith(f"refused: {reason} 1,234")]
+    assert (len(said.split()) > 6) == (reason in set(Refusal))
+
+
+def test_the_totals_name_payload_bits_and_message_bits(run_folder):
+    summary = summarise(RunFolder(run_folder))
+    rows = shown(tables.totals(summary)).splitlines()
+    for what in ("payload", "message"):
+        (row,) = [row for row in rows if f"{what} bits per weight, edge and round" in row]
+        assert f"{getattr(summary, f'{what}_bits_per_weight_per_round'):.4f} (dense" in row

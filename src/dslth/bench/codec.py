@@ -140,7 +140,7 @@ def table(figures: list[Figure]) -> Fitted:
         "encode": [f"{f.encode:.0f}" for f in figures],
         "decode": ["–" if f.decode is None else f"{f.decode:.0f}" for f in figures],
     }
-    note = "bits and entropy: per weight; encode and decode: million weights a second"
+    note = "bits and entropy: payload bits per weight; encode and decode: million weights a second"
     return Fitted("mask codecs", columns, spare=("entropy", "ratio"), note=note)
 
 

@@ -53,8 +53,8 @@ def _sheets(measured: Sequence[RowResult], target: float | None, others: Sequenc
     }
     note = (
         "Personal accuracy at the end, mean and worst peer (* taken before the exchange, where that is better); bytes "
-        "sent by all peers; payload bits per weight, directed edge and round; message bytes until the mean is what "
-        "D-PSGD ends with, and their ratio to D-PSGD's own."
+        "sent by all peers; bits: payload bits per weight, directed edge and round; message bytes until the mean is "
+        "what D-PSGD ends with, and their ratio to D-PSGD's own."
     )
     if late_rows := [f"{figures.row} {figures.missing}" for figures in measured if figures.missing]:
         note += f" Messages that missed the deadline, which is then part of the result: {', '.join(late_rows)}."
@@ -74,9 +74,9 @@ def _sheets(measured: Sequence[RowResult], target: float | None, others: Sequenc
         "same": lambda f: {True: "yes", False: "NO", None: "–"}[f.same_masks],
     }
     what = (
-        f"Payload bits per weight, of all rounds and from round {late} on; H1, H2: entropy of the same masks given the "
-        "last one and the last two, and how many times that was spent; encode and decode: time a round and peer, and "
-        "its share of the round; same: masks equal the bitpack run's in every round of every peer."
+        f"Bits: payload bits per weight, of all rounds and from round {late} on; H1, H2: entropy of the same masks "
+        "given the last one and the last two, and how many times that was spent; encode and decode: time a round and "
+        "peer, and its share of the round; same: masks equal the bitpack run's in every round of every peer."
     )
     return _Sheet("accuracy and bytes", note, learned, others), _Sheet("coding", what, coded)
 

@@ -81,7 +81,7 @@ class Summary(_Record):
     """The mean over peers."""
     accuracy_global: float | None
     """The mean over peers."""
-    bits_per_weight_per_round: float | None
+    message_bits_per_weight_per_round: float | None
     """Message bits per masked weight, directed edge and round."""
     payload_bits_per_weight_per_round: float | None
     """Payload bits per masked weight, directed edge and round."""
@@ -129,7 +129,7 @@ def summarise(folder: RunFolder) -> Summary:
         seconds_to_first_round=round(max(firsts) - started, 3) if len(firsts) == len(by_peer) else None,
         accuracy_personal=_mean(peer.accuracy_personal for peer in peers),
         accuracy_global=_mean(peer.accuracy_global for peer in peers),
-        bits_per_weight_per_round=_per_weight(message_bytes, weights, sent_over),
+        message_bits_per_weight_per_round=_per_weight(message_bytes, weights, sent_over),
         payload_bits_per_weight_per_round=_per_weight(payload_bytes, weights, sent_over),
         masked_weights=weights,
         directed_edges=sum(len(event.neighbours) for event in joined),

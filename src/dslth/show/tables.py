@@ -1,7 +1,7 @@
 """Tables of a run, from its run folder's files: in one style, and never wider than the terminal."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -12,7 +12,7 @@ from dslth.config import Phase
 from dslth.run.events import Event, Finished, Joined, Noticed, RoundReport
 from dslth.run.folder import RunFolder
 from dslth.run.summary import Summary, rounds_of
-from dslth.show.words import amount, percent, spark, thousands
+from dslth.show.words import amount, percent, refusal, spark, thousands
 
 __all__ = [
     "Fitted",
@@ -55,7 +55,8 @@ class Fitted:
     """A table without empty columns, and with as many others as there is room for.
 
     ``spare`` names the columns that may be left out, the first one first; a line below the table names those that were.
-    ``note`` stands below the table and wraps.
+    ``note`` stands below the table and wraps. Where there still is no room, the table is continued below, so that no
+    figure is cut.
     """
 
     def __init__(
@@ -72,11 +73,23 @@ class Fitted:
         while self._width(console, options, table) > options.max_width and len(left_out) < len(self._spare):
             left_out.append(self._spare[len(left_out)])
             table = self._table(left_out)
-        yield table
+        yield from self._broken(console, options, left_out)
         if left_out:
             yield Text(f"left out, the terminal is too narrow: {', '.join(left_out)}", style="dim")
         if self._note:
             yield Text(self._note, style="dim italic")
+
+    def _broken(self, console: Console, options: ConsoleOptions, left_out: Sequence[str]) -> Iterator[Table]:
+        """Yield the table in as many parts as it takes; each has the first column."""
+        first, *others = [name for name in self._columns if name not in left_out] or [""]
+        part: list[str] = []
+        for name in others:
+            without = set(self._columns) - {first, *part, name}
+            if part and self._width(console, options, self._table(without)) > options.max_width:
+                yield self._table(set(self._columns) - {first, *part})
+                part = []
+            part.append(name)
+        yield self._table(set(self._columns) - {first, *part})
 
     def _width(self, console: Console, options: ConsoleOptions, table: Table) -> int:
         return console.measure(table, options=options.update(max_width=BOUNDLESS)).maximum
@@ -164,9 +177,7 @@ def peer_table(folder: RunFolder, summary: Summary) -> Fitted:
             "ticket": [(peer.mask_digest or "–")[:6] for peer in peers],
         },
         spare=("ticket", "density", "samples", "by round", "link", "payload", "global", "device"),
-        note="refused: " + ", ".join(f"{reason} {count}" for reason, count in refused.most_common(MOST_REASONS))
-        if refused
-        else "",
+        note="\n".join(f"refused: {refusal(*counted)}" for counted in refused.most_common(MOST_REASONS)),
     )
 
 
@@ -184,12 +195,17 @@ def totals(summary: Summary, *, virtual: bool = False) -> Table:
         "payload bytes sent (encoded masks)": thousands(summary.payload_bytes_sent),
         "message bytes sent (and headers, hellos)": thousands(summary.message_bytes_sent),
         "link bytes sent (what TCP carried)": thousands(summary.link_bytes_sent),
-        "bits per weight, edge and round": f"{summary.bits_per_weight_per_round or 0:.4f} (dense float32: 32)",
+        "payload bits per weight, edge and round": _bits(summary.payload_bits_per_weight_per_round),
+        "message bits per weight, edge and round": _bits(summary.message_bits_per_weight_per_round),
         "one dense float32 exchange, all edges": amount(dense * summary.directed_edges),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _bits(bits: float | None) -> str:
+    return "–" if bits is None else f"{bits:.4f} (dense float32: 32)"
 
 
 def phase_table(folder: RunFolder) -> Fitted:

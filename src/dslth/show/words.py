@@ -3,8 +3,31 @@
 from collections.abc import Sequence
 
 from dslth.run.summary import Summary
+from dslth.wire import Refusal
 
-__all__ = ["amount", "decimal", "duration", "percent", "some", "spark", "thousands", "unlike"]
+__all__ = ["amount", "decimal", "duration", "percent", "refusal", "some", "spark", "thousands", "unlike"]
+
+REFUSED = {
+    Refusal.MALFORMED: "no message of dslth; somebody else connects, or scans ports",
+    Refusal.OVERSIZED: "longer than any mask of this run; no neighbour sends that",
+    Refusal.WRONG_VERSION: "of another version of dslth; install the same one everywhere",
+    Refusal.WRONG_RUN: "of another run; compare seeds and topology files",
+    Refusal.WRONG_ADDRESS: "a neighbour said to be where it is not; see --advertise",
+    Refusal.STRANGER: "from no graph neighbour; harmless, unless a topology file is outdated",
+    Refusal.IMPOSTOR: "in the name of another peer; with keys an attack, without them two peers with one id",
+    Refusal.NO_HELLO: "before a hello; harmless, a neighbour that was cut off says hello again",
+    Refusal.UNKNOWN_BASE: "built on a mask that never came; harmless, it is sent again",
+    Refusal.STALE: "too late for its round; harmless, unless there are many: raise the deadline",
+    Refusal.FUTURE: "too many rounds ahead; a neighbour that lies, or one that is far ahead after a crash",
+    Refusal.DUPLICATE: "came twice; harmless, it was sent again and the first one came after all",
+    Refusal.UNKNOWN_CODEC: "of a codec that is not known here; install the same dslth everywhere",
+    Refusal.WRONG_DENSITY: "with another number of ones than its sender announced; a neighbour that lies, or is broken",
+    Refusal.CORRUPT: "damaged on the way; harmless, it is sent again, unless there are many: a neighbour that lies",
+}
+"""What to think of the messages that were refused."""
+
+if REFUSED.keys() != set(Refusal):
+    raise AssertionError("refusals and what to think of them differ")
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -48,6 +71,12 @@ def spark(values: Sequence[float], width: int = 9) -> str:
     step = max(1, len(values) / width)
     points = [values[min(len(values) - 1, int((i + 1) * step) - 1)] for i in range(min(width, len(values)))]
     return "".join(BARS[min(7, int(8 * value))] if 0 <= value <= 1 else "?" for value in points)
+
+
+def refusal(reason: str, count: int) -> str:
+    """Say how many messages were refused for a reason, and what to think of them."""
+    meaning = next((words for known, words in REFUSED.items() if known == reason), "")
+    return f"{reason} {count:,}" + (f": {meaning}" if meaning else "")
 
 
 def some(peers: Sequence[int]) -> str:
