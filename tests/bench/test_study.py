@@ -10,6 +10,7 @@ import pytest
 
 from dslth.bench.cells import Cells
 from dslth.bench.study import plan, show, work
+from dslth.bench.theirs import Theirs
 from dslth.errors import ConfigError
 from dslth.stop import Stop
 
@@ -117,6 +118,14 @@ def test_bytes_are_counted_up_to_a_budget_and_one_seed_is_marked(study, tmp_path
     text = (tmp_path / "small" / "tables.md").read_text()
     assert "| mce-auto | 25.0 % † | 50.0 % † | 50.0 % † |" in text
     assert "Not finished: mce-auto (1 of 2 seeds)." in text
+    theirs = {"topology": "small", "accuracy": {1: 0.5, 2: 0.6}, "source": "elsewhere", "command": "run it"}
+    others = [Theirs(method="FedAvg", **theirs), Theirs(method="Other", **theirs | {"topology": "large"})]
+    standing = work.Standing("small", "mce-auto", 6, 6, (1, 2), seeds)
+    show.write(whole, [standing], tmp_path, others)
+    text = (tmp_path / "small" / "tables.md").read_text()
+    assert "| FedAvg (theirs) | 55.0 ± 7.1 % | – | – | 2 | – | – |" in text
+    assert "not measured by dslth" in " ".join(text.split())
+    assert "Other" not in text
 
 
 def test_an_interruption_keeps_what_is_finished(study, tmp_path, commands):

@@ -101,11 +101,13 @@ def study(
     """Compare all methods, each tuned on each data set by held-out training samples, with several seeds.
 
     It can be interrupted: called again, it goes on with the cells that are not finished, or whose settings changed.
-    Writes a JSON file for each cell, and tables.md and frontier.png for each data set.
+    Writes a JSON file for each cell, and tables.md and frontier.png for each data set. What
+    ``dslth bench import`` has put into the folder is shown too, marked as theirs.
     """
     from dslth.bench.cells import Cells  # torch is heavy: loaded only when needed
     from dslth.bench.study import plan, work
     from dslth.bench.study import show as shown
+    from dslth.bench.theirs import kept
 
     planned, name = plan.read(file), Path(file).stem
     folder = out_dir or Path("runs") / f"study-{name}"
@@ -118,14 +120,14 @@ def study(
             options.look_at_data(*whole.runs[part], virtual=True)
         with end_on_signals(stop):
             left = whole.run(only or [], folder / "run", work.Limits(stop, cells, minutes), _say)
-    standings = whole.standings()
-    if not shown.write(whole, standings, folder):
+    standings, theirs = whole.standings(), kept(folder)
+    if not shown.write(whole, standings, folder, theirs):
         err.print("note: no pictures, they need matplotlib: pip install matplotlib")
     if as_json:
         print(json.dumps(shown.as_json(whole, standings)))  # noqa: T201
     else:
         page = out if out.is_terminal else Terminal(width=130)
-        for table in shown.tables(whole, standings):
+        for table in shown.tables(whole, standings, theirs):
             page.print(table)
         out.print(f"written into {folder}", soft_wrap=True)
     if left:

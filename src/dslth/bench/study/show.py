@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 from dslth import files
 from dslth.bench.study.plan import Part
 from dslth.bench.study.work import Standing, Study
+from dslth.bench.theirs import Theirs
 from dslth.bench.tuning import words
 from dslth.errors import OutputError
 from dslth.show.tables import Fitted
@@ -20,6 +21,14 @@ Columns = Mapping[str, Callable[[Standing], str]]
 
 WIDTH = 120
 """Characters of a line of text in Markdown."""
+
+
+class _Sheet(NamedTuple):
+    title: str
+    cells: Mapping[str, list[str]]
+    spare: Sequence[str]
+    note: str
+
 
 STEPS = (
     "All rows take the same gradient steps on the same batches. Accuracy is each peer's on test samples of its own "
@@ -88,17 +97,39 @@ def _missing(standings: Sequence[Standing], part: str) -> list[str]:
     return lacking
 
 
-def _sheets(study: Study, standings: Sequence[Standing], part: str) -> list[tuple[str, Columns, str]]:
+def _sheets(study: Study, rows: Sequence[Standing], part: str, others: Sequence[Theirs]) -> list[_Sheet]:
     settings, rounds = study.plan.parts[part], study.runs[part][0].experiment.rounds
     how = (
         f"{STEPS} {rounds} rounds; tuning runs of {settings.tuning_rounds}, in which each peer holds out "
         f"{100 * study.plan.validation:g} % of its training samples and is evaluated on those."
     )
-    return [("equal steps", _steps(), how), ("equal bytes", _budgets(settings), BYTES)]
+    theirs = [
+        {
+            "row": each.name,
+            "accuracy": _spread([*each.accuracy.values()]),
+            "messages": amount(each.message_bytes),
+            "seeds": str(len(each.accuracy)),
+        }
+        for each in others
+    ]
+    steps = {
+        name: [cell(each) for each in rows] + [known.get(name, "–") for known in theirs]
+        for name, cell in _steps().items()
+    }
+    spent = {name: [cell(each) for each in rows] for name, cell in _budgets(settings).items()}
+    return [
+        _Sheet("equal steps", steps, ("runs", "seeds", "values", "worst peer"), how),
+        _Sheet("equal bytes", spent, tuple(spent)[1:-1], BYTES),
+    ]
 
 
-def _said(standings: Sequence[Standing], part: str) -> list[str]:
-    """Say what is missing, and when, where and how the rest was measured."""
+def _of_part(study: Study, part: str, others: Sequence[Theirs]) -> list[Theirs]:
+    """Return what others reached on a part's topology."""
+    return [each for each in others if each.topology == Path(study.plan.parts[part].topology).stem]
+
+
+def _said(standings: Sequence[Standing], part: str, others: Sequence[Theirs]) -> list[str]:
+    """Say what is missing, when, where and how the rest was measured, and whose the figures of others are."""
     lacking = _missing(standings, part)
     lines = [f"Not finished: {', '.join(lacking)}."] if lacking else []
     records = [result.record for each in standings if each.part == part for result in each.results]
@@ -108,18 +139,18 @@ def _said(standings: Sequence[Standing], part: str) -> list[str]:
         where = "; ".join(sorted({record["machine"] for record in records}))
         how = ", ".join(sorted({f"`{record['command']}`" for record in records}))
         lines.append(f"Measured {when} by {how}, dslth {records[-1]['dslth']}, on {where}.")
-    return lines
+    return lines + [each.note for each in others]
 
 
-def tables(study: Study, standings: Sequence[Standing]) -> list[Fitted]:
-    """Show each part's two tables on a terminal."""
+def tables(study: Study, standings: Sequence[Standing], others: Sequence[Theirs] = ()) -> list[Fitted]:
+    """Show each part's two tables on a terminal, the first with figures of others too."""
     shown = []
     for part in study.plan.parts:
-        rows, lines = _of(standings, part), " ".join(_said(standings, part))
-        for title, columns, note in _sheets(study, standings, part) if rows else []:
-            cells = {name: [cell(each) for each in rows] for name, cell in columns.items()}
-            spare = ("runs", "seeds", "values", "worst peer") if title == "equal steps" else [*cells][1:-1]
-            shown.append(Fitted(f"{part}: {title}", cells, spare=spare, note=f"{note} {lines}"))
+        theirs = _of_part(study, part, others)
+        rows, lines = _of(standings, part), " ".join(_said(standings, part, theirs))
+        for sheet in _sheets(study, rows, part, theirs) if rows else []:
+            note = f"{sheet.note} {lines}"
+            shown.append(Fitted(f"{part}: {sheet.title}", sheet.cells, spare=sheet.spare, note=note))
     return shown
 
 
@@ -137,21 +168,23 @@ def as_json(study: Study, standings: Sequence[Standing]) -> list[dict[str, Any]]
     ]
 
 
-def write(study: Study, standings: Sequence[Standing], folder: Path) -> bool:
+def write(study: Study, standings: Sequence[Standing], folder: Path, others: Sequence[Theirs] = ()) -> bool:
     """Write ``tables.md`` and ``frontier.png`` of each part; False, and no picture, without matplotlib.
 
     Raises OutputError.
     """
     drawn = True
     for part in study.plan.parts:
-        rows = _of(standings, part)
+        rows, theirs = _of(standings, part), _of_part(study, part, others)
         lines = [f"# {part}: {study.plan.parts[part].topology}", ""]
-        for title, columns, note in _sheets(study, standings, part) if rows else []:
-            cells = [list(columns), ["---", *["---:"] * (len(columns) - 1)]]
-            cells += [[cell(each) for cell in columns.values()] for each in rows]
-            lines += [f"## {title.capitalize()}", "", *("| " + " | ".join(row) + " |" for row in cells), ""]
-            lines += [fill(note, WIDTH), ""]
-        lines += [line for said in _said(standings, part) for line in (fill(said, WIDTH, break_on_hyphens=False), "")]
+        for sheet in _sheets(study, rows, part, theirs) if rows else []:
+            cells = [list(sheet.cells), ["---", *["---:"] * (len(sheet.cells) - 1)]]
+            cells += map(list, zip(*sheet.cells.values(), strict=True))
+            lines += [f"## {sheet.title.capitalize()}", "", *("| " + " | ".join(row) + " |" for row in cells), ""]
+            lines += [fill(sheet.note, WIDTH), ""]
+        lines += [
+            line for said in _said(standings, part, theirs) for line in (fill(said, WIDTH, break_on_hyphens=False), "")
+        ]
         lines += ["![accuracy against message bytes](frontier.png)", ""] if rows else []
         file = folder / part / "tables.md"
         try:
@@ -159,12 +192,15 @@ def write(study: Study, standings: Sequence[Standing], folder: Path) -> bool:
         except OSError as error:
             raise OutputError(f"cannot write {file}: {error.strerror}; choose another folder with --out") from None
         if rows:
-            drawn = _frontier(rows, folder / part / "frontier.png") and drawn
+            drawn = _frontier(rows, [*study.plan.rows], folder / part / "frontier.png") and drawn
     return drawn
 
 
-def _frontier(rows: Sequence[Standing], file: Path) -> bool:
-    """Draw accuracy against message bytes: a curve for each row, with a band between its seeds."""
+def _frontier(rows: Sequence[Standing], names: Sequence[str], file: Path) -> bool:
+    """Draw accuracy against message bytes: a curve for each row, with a band between its seeds.
+
+    ``names`` of all rows give a row the same colour in each picture.
+    """
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
@@ -172,14 +208,15 @@ def _frontier(rows: Sequence[Standing], file: Path) -> bool:
         return False
     picture = Figure(figsize=(9, 5.5), layout="constrained")
     axes = picture.add_subplot(xscale="log", xlabel="message bytes sent by all peers", ylabel="mean personal accuracy")
-    for number, each in enumerate(rows):
+    for each in rows:
         label = each.row + " †" * (len(each.results) == 1)
-        style: dict[str, Any] = {"color": colormaps["tab20"](number), "label": label}
+        style: dict[str, Any] = {"color": colormaps["tab20"](names.index(each.row)), "label": label}
         rounds = [*zip(*_figures(each, "curve"), strict=True)]
+        if each.results[0].figures["evaluated"] == "before exchange" and len(rounds) > 1 and not rounds[0][0][0]:
+            del rounds[0]  # before the first exchange there were hellos only
         points = [
             (fmean(sent), fmean(shares), min(shares), max(shares))
             for _, sent, shares in (zip(*of_seeds, strict=True) for of_seeds in rounds)
-            if min(sent)
         ]
         if any(_figures(each, "message_bytes")):
             sent, means, least, most = zip(*points, strict=True)
