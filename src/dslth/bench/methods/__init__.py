@@ -5,9 +5,10 @@ is never sent; with FedPM, probabilities to keep signed weights. Peers start equ
 ``codings`` has the wire format.
 Each method has its own file; ``base`` has what they share.
 
-The learning rates of SGD alone, D-PSGD and DisPFL are those of RATES with which they end best in ``dslth bench comm
--t ring --tune`` (digits, 20 rounds); for DisPFL the next lower one, which ends .002 lower there but much higher on
-Fashion-MNIST. The values of the others come from a few short runs on a smaller ring: ``--tune`` finds those that count.
+The learning rates of SGD alone, D-PSGD and DisPFL are those of RATES with which they once ended best on the digits ring
+(20 rounds, by the test set); for DisPFL the next lower one, which ended .002 lower there but much higher on
+Fashion-MNIST. The values of the others come from a few short runs on a smaller ring. ``dslth bench study``, and
+``dslth bench comm --tune``, find those that count, by held-out training samples.
 """
 
 from collections.abc import Mapping
