@@ -1,6 +1,7 @@
 """``dslth bench``: the command line of the benchmarks, which are imported only when they run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -119,7 +120,8 @@ def study(
         for part in sorted(planned.chosen(only or [])[0]):
             options.look_at_data(*whole.runs[part], virtual=True)
         with end_on_signals(stop):
-            left = whole.run(only or [], folder / "run", work.Limits(stop, cells, minutes), _say)
+            mine = folder / f"run-{os.getpid()}"  # two sessions may share the folder, for different parts or rows
+            left = whole.run(only or [], mine, work.Limits(stop, cells, minutes), _say)
     standings, theirs = whole.standings(), kept(folder)
     if not shown.write(whole, standings, folder, theirs):
         err.print("note: no pictures, they need matplotlib: pip install matplotlib")
