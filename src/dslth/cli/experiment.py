@@ -43,10 +43,12 @@ def experiment(
     stop = Stop()
     with end_on_signals(stop):
         done = list(work.do(cells, store, folder / "run", stop, lambda line: err.print(line, soft_wrap=True)))
-    if done:
-        show.write(planned, done, folder)
-        if not show.plot(planned, done, folder):
-            err.print("note: no figure; install matplotlib for it: pip install matplotlib")
+    if not done:
+        err.print("interrupted before the first cell was finished")
+        raise typer.Exit(130)
+    show.write(planned, done, folder)
+    if not show.plot(planned, done, folder):
+        err.print("note: no figure; install matplotlib for it: pip install matplotlib")
     if as_json:
         print(json.dumps(show.as_json(planned, done)))  # noqa: T201
     else:

@@ -177,7 +177,7 @@ def write(plan: Plan, done: Sequence[Done], folder: Path) -> None:
     for name, having in (("runs", "curve"), ("sums", "drawn")):
         if rows := [cell for cell in everything["cells"] if having in cell]:
             results.write(folder, name, {"plan": everything["plan"], "cells": rows}, rows)
-    lines = [f"# {plan.title}", "", plan.question, "", *_origin(done), ""]
+    lines = [f"# {plan.title}", "", plan.question, "", *_origin(done), "", "![figure](figure.png)", ""]
     for title, columns, _, note in _sheets(plan, done):
         shown = {name: cells for name, cells in columns.items() if any(cells)}
         rows = [list(shown), ["---", *["---:"] * (len(shown) - 1)], *zip(*shown.values(), strict=True)]
@@ -244,6 +244,7 @@ def _draw_sums(axes: "Axes", summed: Sequence[Mapping[int, Figures]]) -> None:
 def _draw_rounds(axes: "Axes", runs: Runs, learned: Mapping[str, Mapping[int, Figures]]) -> None:
     """Draw accuracy over rounds, a band from the least to the most of the seeds, and the published points."""
     axes.set_xlabel("rounds")
+    axes.locator_params(axis="x", integer=True)
     for colour, (name, by_seed) in enumerate(learned.items()):
         curves = [{number + 1: share for number, _, share in figures["curve"]} for figures in by_seed.values()]
         rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
