@@ -42,7 +42,7 @@ def experiment(
     store = Cells(folder / "cells", f"dslth experiment {Path(name).stem}" + " --quick" * quick)
     stop = Stop()
     with end_on_signals(stop):
-        done = list(work.do(cells, store, folder / "run", stop, lambda line: err.print(line, soft_wrap=True)))
+        done = work.do(cells, store, stop, lambda line: err.print(line, soft_wrap=True))
     if not done:
         err.print("interrupted before the first cell was finished")
         raise typer.Exit(130)

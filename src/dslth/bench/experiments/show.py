@@ -47,7 +47,7 @@ def _sheets(plan: Plan, done: Sequence[Done]) -> list[tuple[str, Columns, tuple[
             f"Personal accuracy in %, mean over {_count(max(map(len, learned.values())))} ± standard deviation; worst "
             f"peer, mean over seeds; bytes sent by all peers; payload bits per weight, edge and round.{against}"
         )
-        spare = ("bits", "weights kept", "global", "filters left", "messages", "worst")
+        spare = ("bits", "virtual time", "weights kept", "global", "filters left", "messages", "worst")
         sheets.append((plan.title, _run_columns(plan.runs, learned), spare, note))
     return sheets
 
@@ -114,6 +114,7 @@ def _run_columns(runs: Runs, learned: Mapping[str, Mapping[int, Figures]]) -> Co
         columns[kind] = each(lambda by_seed, of=kind: percent(_of_kind(by_seed.values(), of)))  # type: ignore[misc]
     columns |= {
         "messages": each(lambda by_seed: amount(_mean(by_seed.values(), "message_bytes"))),
+        "virtual time": where_unlike(each(lambda by_seed: f"{_mean(by_seed.values(), 'virtual_seconds') or 0:.2f} s")),
         "bits": each(lambda by_seed: f"{_mean(by_seed.values(), 'payload_bits_per_weight') or 0:.3f}"),
         "weights kept": shares("weights_kept"),
         "filters left": shares("filters_left"),

@@ -1,12 +1,12 @@
 """The cells of an experiment: what each measures, and how one is done."""
 
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dslth import config, topology
@@ -34,7 +34,7 @@ SHARES = ("weights_kept", "filters_left")
 Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One piece of work: its variant and seed; ``settings`` say all that its figures depend on.
 
@@ -80,36 +80,28 @@ def cells_of(plan: Plan, changes: Mapping[str, Any]) -> list[Cell]:
     return cells
 
 
-def do(cells: Sequence[Cell], store: Cells, folder: Path, stop: Stop, say: Callable[[str], None]) -> Iterator[Done]:
-    """Yield the cells as they are finished, those that were finished before first; ends early if ``stop`` is set.
+def do(cells: Sequence[Cell], store: Cells, stop: Stop, say: Callable[[str], None]) -> list[Done]:
+    """Do the cells that are not finished; return all that are then, in the given order.
 
-    ``folder`` is the run folder of the cell that is being done; it is removed afterwards. Raises DslthError where a run
-    fails. A run that is interrupted ends the cells, too.
+    Ends early if ``stop`` is set, or a run is interrupted. Raises DslthError where a run fails.
     """
-    left = []
-    for cell in cells:
-        if (record := store.finished(cell.name, cell.settings)) is None:
-            left.append(cell)
-        else:
-            yield Done(cell, record)
+    records = {cell: store.finished(cell.name, cell.settings) for cell in cells}
+    left = [cell for cell, record in records.items() if record is None]
     if left and len(left) < len(cells):
         say(f"{len(cells) - len(left)} of {len(cells)} cells were finished before")
     began = time.monotonic()
     for number, cell in enumerate(left, 1):
         if stop.is_set():
-            return
-        shutil.rmtree(folder, ignore_errors=True)  # of a session that was killed
-        try:
-            figures = cell.work(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            break
+        with TemporaryDirectory(prefix="dslth-experiment-") as folder:  # of the run, until its figures are known
+            figures = cell.work(Path(folder))
         if figures is None:
-            return
-        record = store.finish(cell.name, cell.settings, figures, machine())
+            break
+        records[cell] = store.finish(cell.name, cell.settings, figures, machine())
         rest = (time.monotonic() - began) / number * (len(left) - number)
         result = f": {percent(figures['accuracy_personal'])}" if "accuracy_personal" in figures else ""
         say(f"{cell.variant}, seed {cell.seed}{result}; {number} of {len(left)} cells, {_duration(rest)} left")
-        yield Done(cell, record)
+    return [Done(cell, record) for cell, record in records.items() if record is not None]
 
 
 def _duration(seconds: float) -> str:
