@@ -192,7 +192,7 @@ def with_dead_filters(preset, model, alive):
     return Ticket(ticket.peer, ticket.experiment, ticket.shapes, BitMask.from_arrays(layers))
 
 
-@pytest.mark.parametrize("alive", [0.6, 0.1, 0.0])
+@pytest.mark.parametrize("alive", [0.5, 0.0])
 @pytest.mark.parametrize("preset", ["signed", "mce-pl"])
 @pytest.mark.parametrize("model", ["mlp", "cnn", "resnet8"])
 def test_the_net_without_dead_filters_predicts_the_same(preset, model, alive):

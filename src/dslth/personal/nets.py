@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dslth.config import ExperimentConfig
 from dslth.errors import MissingFileError
-from dslth.learner import normalised
+from dslth.learner import normalised, threads
 from dslth.learning import data, models, supermask
 from dslth.learning.layers import Elu, GroupNorm, InPlace, LocalResponse, MaxPool
 from dslth.learning.supermask import FrozenNet
@@ -67,7 +67,8 @@ class Classifier(nn.Module):
 def logits(net: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Classify images (n, channels, height, width) with a network for normalised ones; return logits (n, classes)."""
     classify = Classifier(net)
-    return np.concatenate([classify(torch.tensor(some)).numpy() for some in pieces(images)])
+    with threads(1):
+        return np.concatenate([classify(torch.tensor(some)).numpy() for some in pieces(images)])
 
 
 def pieces(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dslth.errors import ConfigError
+from dslth.learner import threads
 from dslth.personal.nets import AnyGroupNorm, PlainLocalResponse
 
 __all__ = ["Widened", "count", "milliseconds", "without_dead_filters"]
@@ -82,13 +83,14 @@ def count(net: nn.Module) -> int:
 
 @torch.inference_mode()
 def milliseconds(nets_: Sequence[nn.Module], shape: tuple[int, ...]) -> list[float]:
-    """Return how long each network takes for one normalised image: the least of many tries, taken in turns."""
+    """Return how long each network takes for one normalised image on one thread: the least of many tries."""
     image, least = torch.zeros(1, *shape), [float("inf")] * len(nets_)
-    for _ in range(REPEATS):
-        for number, net in enumerate(nets_):
-            start = time.perf_counter()
-            net(image)
-            least[number] = min(least[number], 1000 * (time.perf_counter() - start))
+    with threads(1):
+        for _ in range(REPEATS):
+            for number, net in enumerate(nets_):
+                start = time.perf_counter()
+                net(image)
+                least[number] = min(least[number], 1000 * (time.perf_counter() - start))
     return least
 
 
