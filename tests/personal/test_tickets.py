@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch import nn
 
-from dslth import config
+from dslth import algorithm, config
 from dslth.cli.main import app
-from dslth.errors import ConfigError, DataError, MissingFileError
-from dslth.learner import Learner
+from dslth.errors import ConfigError, DataError, DslthError, MissingFileError
+from dslth.learner import Learner, threads
 from dslth.learning import data, models, supermask
 from dslth.masks import BitMask
 from dslth.personal import apply, compact, export, figures, inputs, nets, smaller
@@ -125,14 +126,14 @@ def test_the_plain_network_computes_what_the_peer_did(preset, model, tmp_path):
     dataset = data.load(ticket.experiment.data)
     net = nets.dense(ticket)
     assert figures.own_accuracy(ticket, net, 10) == learner.evaluation()().personal
-    ours = learner.net(
-        [
-            w * torch.from_numpy(m).reshape(w.shape)
-            for w, m in zip(learner.net.weights, ticket.mask.arrays(), strict=True)
-        ],
-        torch.from_numpy(dataset.test_images) / 127.5 - 1,
-    )
-    assert np.abs(nets.logits(net, dataset.test_images) - ours.numpy()).max() < 1e-4
+    images = dataset.test_images[:60]
+    with threads(1):
+        kept = algorithm.masked_weights(learner.net, [
+            torch.from_numpy(mask).bool().reshape(shape)
+            for mask, shape in zip(ticket.mask.arrays(), ticket.shapes, strict=True)
+        ])  # fmt: skip
+        ours = learner.net(kept, torch.from_numpy(images) / 127.5 - 1)
+    assert np.abs(nets.logits(net, images) - ours.numpy()).max() < 1e-4
 
     export.store_dense(ticket, tmp_path / "dense.safetensors")
     state = load_file(tmp_path / "dense.safetensors")
@@ -179,6 +180,16 @@ def test_onnxruntime_predicts_the_same(preset, model, tmp_path):
     assert check.difference < 1e-4
     other = nets.dense(learned(preset, model, steps=3)[0])
     assert export.check_onnx(other, tmp_path / "net.onnx", images).same < 359
+
+
+@pytest.mark.parametrize("extra", ["onnx", "images"])
+def test_a_missing_extra_is_named(extra, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, {"onnx": "onnx", "images": "PIL"}[extra], None)
+    with pytest.raises(DslthError, match=rf"pip install 'dslth\[{extra}\]'"):
+        if extra == "onnx":
+            export.store_onnx(nets.dense(SMALL), (1, 8, 8), tmp_path / "net.onnx")
+        else:
+            inputs.read_images([tmp_path / "a.png"], (1, 8, 8))
 
 
 # --- without dead filters -------------------------------------------------------------------------------------------
