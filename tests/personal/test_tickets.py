@@ -185,11 +185,12 @@ def test_onnxruntime_predicts_the_same(preset, model, tmp_path):
 @pytest.mark.parametrize("extra", ["onnx", "images"])
 def test_a_missing_extra_is_named(extra, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, {"onnx": "onnx", "images": "PIL"}[extra], None)
+    use = {
+        "onnx": lambda: export.store_onnx(nets.dense(SMALL), (1, 8, 8), tmp_path / "net.onnx"),
+        "images": lambda: inputs.read_images([tmp_path / "a.png"], (1, 8, 8)),
+    }[extra]
     with pytest.raises(DslthError, match=rf"pip install 'dslth\[{extra}\]'"):
-        if extra == "onnx":
-            export.store_onnx(nets.dense(SMALL), (1, 8, 8), tmp_path / "net.onnx")
-        else:
-            inputs.read_images([tmp_path / "a.png"], (1, 8, 8))
+        use()
 
 
 # --- without dead filters -------------------------------------------------------------------------------------------
