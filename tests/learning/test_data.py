@@ -953,3 +953,16 @@ def test_what_is_missing_is_said_before_a_run(tmp_path: Path) -> None:
     run = config.load("ring", {"experiment": {"data": data_settings}, "graph": {"kind": "ring", "peers": 3}})
     note = preflight(run, topology.build(run.graph, 1))
     assert note.startswith(f"cifar10: {tmp_path} has 1,000 training and 200 test images; 49,000 and 9,800 of the whole")
+
+
+def test_a_data_set_is_found_where_it_would_be_read_from(tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    for name in ("data_batch_2.bin", "test_batch.bin"):
+        (tmp_path / "cifar10" / name).touch()
+    for file in data.IDX_FILES[config.DataName.MNIST]:
+        (tmp_path / file.name.removesuffix(".gz")).touch()
+    there = {name: data.find(config.DataConfig(name=name, folder=str(tmp_path))) for name in config.DataName}
+    assert there[config.DataName.DIGITS].is_file()
+    assert (there[config.DataName.MNIST], there[config.DataName.CIFAR10]) == (tmp_path, tmp_path / "cifar10")
+    elsewhere = config.DataConfig(name=config.DataName.CIFAR10, folder=str(tmp_path / "elsewhere"))
+    assert data.find(elsewhere) is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from dslth.cli import bench, collect, deploy, experiment, files, inspect, keys, peer, run, ticket
+from dslth.cli import bench, collect, deploy, doctor, experiment, files, inspect, keys, peer, run, ticket
 from dslth.cli.app import App
 from dslth.cli.options import VersionOption
 from dslth.errors import DslthError, OutputError
@@ -27,6 +27,7 @@ for command in (
     files.init,
     files.topologies,
     files.schema,
+    doctor.doctor,
     run.run,
     collect.collect,
     inspect.inspect,

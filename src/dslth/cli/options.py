@@ -30,6 +30,7 @@ __all__ = [
     "TopologyOption",
     "TransportOption",
     "VersionOption",
+    "complete_topology",
     "look_at_data",
     "new_folder",
     "orderly",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-def _topologies(incomplete: str) -> list[str]:
+def complete_topology(incomplete: str) -> list[str]:
     """Return what a shell may complete a topology to: files, folders on the way to them, and names of shipped ones."""
     folder, start = os.path.split(incomplete)
     here = [Path(folder) / name for name in (os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())]
@@ -52,12 +53,14 @@ TOPOLOGY = typer.Option(
     "-t",
     metavar="FILE",
     help="Topology file: a path, or a name that comes with dslth.",
-    autocompletion=_topologies,
+    autocompletion=complete_topology,
 )
 TopologyOption = Annotated[str, TOPOLOGY]
 TopologyArgument = Annotated[
     str,
-    typer.Argument(metavar="TOPOLOGY", help="A path, or a name that comes with dslth.", autocompletion=_topologies),
+    typer.Argument(
+        metavar="TOPOLOGY", help="A path, or a name that comes with dslth.", autocompletion=complete_topology
+    ),
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Folder to write [default: a new one under runs/].")

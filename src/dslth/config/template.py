@@ -35,7 +35,8 @@ def _graph(graph: GraphName, peers: int) -> str:
 
 
 TEMPLATE = """\
-# Who learns what with whom. To see the graph: dslth topology show FILE; to run it: dslth run -t FILE.
+# Who learns what with whom. To see the graph: dslth topology show FILE; whether it can run here: dslth doctor FILE;
+# to run it: dslth run -t FILE.
 # A key behind "# " is off: take these two characters away. Unknown keys are errors.
 
 # Who talks to whom: ring, line, star, full {{peers}}; grid, torus {{rows, columns}}; erdos-renyi {{peers, p}};

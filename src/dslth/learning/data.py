@@ -20,7 +20,18 @@ from dslth.config import DataName
 from dslth.errors import DataError
 from dslth.learning.pickled import read_batch
 
-__all__ = ["CIFAR10_ARCHIVE", "DATASETS", "IDX_FILES", "Dataset", "Remote", "Source", "download", "keep", "load"]
+__all__ = [
+    "CIFAR10_ARCHIVE",
+    "DATASETS",
+    "IDX_FILES",
+    "Dataset",
+    "Remote",
+    "Source",
+    "download",
+    "find",
+    "keep",
+    "load",
+]
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -104,6 +115,11 @@ def load(settings: config.DataConfig, progress: Progress | None = None) -> Datas
     return _kept.pop(_key(settings), None) or DATASETS[settings.name].read(settings, progress)
 
 
+def find(settings: config.DataConfig) -> Path | None:
+    """Return the file or folder that a data set would be read from; None if it would be downloaded first."""
+    return DATASETS[settings.name].find(settings)
+
+
 def keep(settings: config.DataConfig, dataset: Dataset) -> None:
     """Keep a data set that is already there for the next ``load`` in this process."""
     _kept.clear()
@@ -125,7 +141,7 @@ def _digits(settings: config.DataConfig, progress: Progress | None) -> Dataset:
 
     The file is read in place: importing scikit-learn would cost each peer 60 MB and a second.
     """
-    path = Path(str(importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
+    path = _find_digits(settings)
     try:
         with gzip.open(path, "rt") as file:
             table = np.loadtxt(file, delimiter=",", dtype=np.int64)
@@ -136,16 +152,17 @@ def _digits(settings: config.DataConfig, progress: Progress | None) -> Dataset:
     return Dataset(images[~test], table[~test, 64], images[test], table[test, 64])
 
 
+def _find_digits(settings: config.DataConfig) -> Path:
+    return Path(str(importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
+
+
 # --- MNIST, Fashion-MNIST -------------------------------------------------------------------------------------------
 
 
 def _idx(settings: config.DataConfig, progress: Progress | None) -> Dataset:
-    name, folder = settings.name, config.data_folder(settings)
-    files = IDX_FILES[name]
-    places = [folder, folder / name, DEBIAN / name]
-    home = next((place for place in places if all(_variant(place, file.name) for file in files)), None)
+    name, files, home = settings.name, IDX_FILES[settings.name], _find_idx(settings)
     if home is None:
-        home = folder / name
+        home = config.data_folder(settings) / name
         for file in files:
             download(file, home, name, progress)
     arrays = []
@@ -160,6 +177,12 @@ def _idx(settings: config.DataConfig, progress: Progress | None) -> Dataset:
     return Dataset(
         train_images[:, None], train_labels.astype(np.int64), test_images[:, None], test_labels.astype(np.int64)
     )
+
+
+def _find_idx(settings: config.DataConfig) -> Path | None:
+    name, folder = settings.name, config.data_folder(settings)
+    places = [folder, folder / name, DEBIAN / name]
+    return next((place for place in places if all(_variant(place, file.name) for file in IDX_FILES[name])), None)
 
 
 def _variant(folder: Path, name: str) -> Path | None:
@@ -192,11 +215,11 @@ _PYTHON = ("cifar-10-batches-py", "data_batch_{}", "test_batch")
 
 def _cifar10(settings: config.DataConfig, progress: Progress | None) -> Dataset:
     folder = config.data_folder(settings)
-    found = _find_cifar10(folder)
+    found = _cifar10_batches(folder)
     if found is None:
         archive = download(CIFAR10_ARCHIVE, folder / "cifar10", "cifar10", progress)
         _extract(archive, folder / "cifar10")
-        found = _find_cifar10(folder)
+        found = _cifar10_batches(folder)
     if found is None:
         raise DataError(f"cifar10: {folder} has no data_batch_1 and test_batch after unpacking {CIFAR10_ARCHIVE.name}")
     train, test, read = found
@@ -217,7 +240,12 @@ def _missing(folder: Path, train: int, test: int) -> str:
     )
 
 
-def _find_cifar10(folder: Path) -> tuple[list[Path], Path, Callable[[Path], tuple[Images, Labels]]] | None:
+def _find_cifar10(settings: config.DataConfig) -> Path | None:
+    found = _cifar10_batches(config.data_folder(settings))
+    return found and found[1].parent
+
+
+def _cifar10_batches(folder: Path) -> tuple[list[Path], Path, Callable[[Path], tuple[Images, Labels]]] | None:
     for (inner, train, test), read in ((_BINARY, _read_cifar_binary), (_PYTHON, _read_cifar_python)):
         for place in (folder, folder / inner, folder / "cifar10", folder / "cifar10" / inner):
             batches = [place / train.format(i + 1) for i in range(CIFAR10_BATCHES)]
@@ -273,17 +301,21 @@ def _extract(archive: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """The shape of a data set's images (channels, height, width), and how it is read; ``read`` raises DataError."""
+    """The shape of a data set's images (channels, height, width), how it is read, and where it is found.
+
+    ``read`` raises DataError.
+    """
 
     shape: tuple[int, int, int]
     read: Callable[[config.DataConfig, Progress | None], Dataset]
+    find: Callable[[config.DataConfig], Path | None]
 
 
 DATASETS: Mapping[DataName, Source] = {
-    DataName.DIGITS: Source((1, 8, 8), _digits),
-    DataName.MNIST: Source((1, 28, 28), _idx),
-    DataName.FASHION_MNIST: Source((1, 28, 28), _idx),
-    DataName.CIFAR10: Source((3, 32, 32), _cifar10),
+    DataName.DIGITS: Source((1, 8, 8), _digits, _find_digits),
+    DataName.MNIST: Source((1, 28, 28), _idx, _find_idx),
+    DataName.FASHION_MNIST: Source((1, 28, 28), _idx, _find_idx),
+    DataName.CIFAR10: Source((3, 32, 32), _cifar10, _find_cifar10),
 }
 """All data sets."""
 
