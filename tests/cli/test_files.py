@@ -7,6 +7,8 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from dslth import __version__, config, topology
+from dslth.cli import files
+from dslth.config import FileKind
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError, OutputError
 from dslth.run.folder import RunFolder
@@ -49,11 +51,25 @@ def test_the_files_that_come_with_dslth_are_listed_a_line_each(commands):
         assert line == [str(value) for value in row.values()]
 
 
-@pytest.mark.parametrize(("words", "key"), [([], "graph"), (["--profile"], "batch")])
+@pytest.mark.parametrize(("words", "key"), [([], "graph"), (["profile"], "batch")])
 def test_the_schema_is_printed(commands, words, key):
     schema = json.loads(commands.run("dslth", "schema", *words).stdout)
     Draft202012Validator.check_schema(schema)
     assert key in schema["properties"]
+
+
+@pytest.mark.parametrize("folder", ["experiments", "studies"])
+def test_the_schema_accepts_shipped_experiments_and_studies_and_refuses_misspelt_keys(folder):
+    kind = {"experiments": FileKind.EXPERIMENT, "studies": FileKind.STUDY}[folder]
+    accepts = Draft202012Validator(files._schema(kind))
+    shipped = list(config.shipped(folder).glob("*.yaml"))
+    assert shipped
+    for file in shipped:
+        tree = json.loads(json.dumps(yaml.safe_load(file.read_text())))
+        accepts.validate(tree)
+        for key in tree:
+            wrong = {f"{other}x" if other == key else other: value for other, value in tree.items()}
+            assert not accepts.is_valid(wrong), key
 
 
 @pytest.mark.parametrize("command", ["dslth", "dslth-peer"])

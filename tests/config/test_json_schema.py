@@ -15,7 +15,7 @@ from topology_files import EVERYTHING, SHIPPED, SMALL
 
 ACCEPTS = {
     "topologies": Draft202012Validator(config.json_schema()),
-    "peers": Draft202012Validator(config.profile_json_schema()),
+    "peers": Draft202012Validator(config.json_schema_of(config.DeviceConfig, "profile")),
 }
 FILES = [(folder, name) for folder, names in SHIPPED.items() for name in names]
 TEXTS = {

@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dslth import config, topology
-from dslth.config import DataName, GraphName
+from dslth.config import DataName, DeviceConfig, FileKind, GraphName
 from dslth.errors import OutputError
 from dslth.show.console import err, out
 from dslth.show.tables import Fitted
@@ -65,10 +65,28 @@ def topologies(
 
 
 def schema(
-    profile: Annotated[bool, typer.Option("--profile", help="That of device profiles instead.")] = False,
+    kind: Annotated[FileKind, typer.Argument(metavar="[KIND]", help="Of a topology, profile, experiment or study.")] = (
+        FileKind.TOPOLOGY
+    ),
 ) -> None:
-    """Print the JSON schema of topology files, for editors and other programs."""
-    print(_written(config.profile_json_schema() if profile else config.json_schema()), end="")  # noqa: T201
+    """Print the JSON schema of topology files, or of another kind of file, for editors and other programs."""
+    print(_written(_schema(kind)), end="")  # noqa: T201
+
+
+def _schema(kind: FileKind) -> dict[str, Any]:
+    match kind:
+        case FileKind.TOPOLOGY:
+            return config.json_schema()
+        case FileKind.PROFILE:
+            return config.json_schema_of(DeviceConfig, "device profile")
+        case FileKind.EXPERIMENT:
+            from dslth.bench.experiments import plan as experiment
+
+            return config.json_schema_of(experiment.Plan, kind)
+        case FileKind.STUDY:
+            from dslth.bench.study import plan as study
+
+            return config.json_schema_of(study.Plan, kind)
 
 
 def _written(schema: object) -> str:

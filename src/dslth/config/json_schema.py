@@ -1,11 +1,11 @@
-"""What topology files and profiles may contain, as a JSON schema for editors: made from the settings themselves."""
+"""What the files that people write may contain, as a JSON schema for editors: made from the settings themselves."""
 
 from collections.abc import Iterable
 from typing import Any
 
-from dslth.config.schema import PRESETS, DeviceConfig, RunConfig
+from dslth.config.schema import PRESETS, RunConfig, Settings
 
-__all__ = ["json_schema", "profile_json_schema"]
+__all__ = ["json_schema", "json_schema_of"]
 
 DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 
@@ -26,9 +26,9 @@ def json_schema() -> dict[str, Any]:
     return DIALECT | schema | {"title": "dslth topology"}
 
 
-def profile_json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a device profile."""
-    return DIALECT | DeviceConfig.model_json_schema() | {"title": "dslth device profile"}
+def json_schema_of(settings: type[Settings], title: str) -> dict[str, Any]:
+    """Return the JSON schema of a file that says no more and no less than its settings do."""
+    return DIALECT | settings.model_json_schema() | {"title": f"dslth {title}"}
 
 
 def _given(part: dict[str, Any], keys: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ __all__ = [
     "CodecName",
     "DataName",
     "EngineName",
+    "FileKind",
     "GraphName",
     "Init",
     "LinkName",
@@ -28,6 +29,15 @@ class Preset(StrEnum):
     SIGNED = "signed"
     STRONG = "strong"
     MCE_PL = "mce-pl"
+
+
+class FileKind(StrEnum):
+    """Kinds of files that people write for dslth."""
+
+    TOPOLOGY = "topology"
+    PROFILE = "profile"
+    EXPERIMENT = "experiment"
+    STUDY = "study"
 
 
 class GraphName(StrEnum):
