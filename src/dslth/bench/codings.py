@@ -606,14 +606,11 @@ class KlmsCoding(_ChainCoding[Estimate]):
 
     def _added(self, before: Estimate, changes: bytes) -> Estimate:
         lengths = self._layout.lengths
-        sizes, packed = (
-            changes[: len(lengths)],
-            np.frombuffer(changes, np.uint8, offset=min(len(lengths), len(changes))),
-        )
+        sizes, packed = changes[: len(lengths)], changes[len(lengths) :]
         if len(sizes) < len(lengths) or max(sizes) >= self.SIZES:
             raise ValueError("wrong sizes of blocks")
         blocks = sum(-(-n >> self.LEAST + size) for n, size in zip(lengths, sizes, strict=True))
-        bits = np.unpackbits(packed)
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8))
         if len(packed) != -(-blocks * self.BITS // 8) or bits[blocks * self.BITS :].any():
             raise ValueError("wrong length or padding")
         numbers = bits[: blocks * self.BITS].reshape(-1, self.BITS) @ (1 << np.arange(self.BITS)[::-1])
