@@ -97,6 +97,12 @@ def test_a_damaged_compact_form_is_refused(drawn):
         compact.unpack(content)
 
 
+def test_no_byte_can_be_another():
+    for at in [*range(0, len(PACKED), 29), *range(len(PACKED) - 40, len(PACKED), 3)]:
+        with pytest.raises(ValueError):  # noqa: PT011
+            compact.unpack(PACKED[:at] + bytes([PACKED[at] ^ 1]) + PACKED[at + 1 :])
+
+
 @settings(max_examples=30)
 @given(st.binary(max_size=300))
 def test_a_payload_that_no_encoder_gives_is_refused_or_is_another_mask(payload):
