@@ -452,7 +452,7 @@ PRESETS: Mapping[Preset, Mapping[str, Any]] = {
             "scores": Scores.COMMON,
         },
     },
-    # As signed, with what was measured to help at equal steps: docs/recipe.md.
+    # As signed, with what was measured to help at equal steps: docs/experiments/recipe.md.
     Preset.STRONG: {
         "model": {"init": Init.SIGNED, "norm": Norm.GROUP, "output_elu": False},
         "algorithm": {
