@@ -469,8 +469,8 @@ def of_bench_comm():
         evaluated="before exchange", accuracy_other=None, payload_bytes=10**12, message_bytes=10**12,
         link_bytes=10**12, encode_ms=1234.5, decode_ms=1234.5, encode_share=0.12, decode_share=0.12, missing=1000,
         refused=0, seconds=1e5, curve=[(0, 10**12, 0.9)], bits=13 * [0.01234], bounds=13 * [[0.00123, 0.00123]],
-        digests={}, same_masks=False, message_bytes_to_target=10**12, message_bytes_to_dpsgd=10**12,
-        to_dpsgd_ratio=0.12345,
+        digests={}, accuracies=[0.98765], same_masks=False, message_bytes_to_target=10**12,
+        message_bytes_to_dpsgd=10**12, to_dpsgd_ratio=0.12345,
     )  # fmt: skip
     return show.tables([figures], 0.955)
 
