@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -10,10 +12,13 @@ import pytest
 from dslth import config, topology
 from dslth.config import Phase
 from dslth.engines import turns
+from dslth.engines.base import PeerJob
+from dslth.engines.processes import Processes
 from dslth.engines.turns import Turns, at_once
 from dslth.exchange.protocol import Place
 from dslth.learner import Learner
 from dslth.peer import Peer
+from dslth.run.folder import RunFolder
 from dslth.stop import Stop
 from dslth.transport.memory import MemoryNetwork, MemoryTransport
 
@@ -72,6 +77,27 @@ def test_the_turn_of_a_dead_peer_is_given_back(one_core, monkeypatch):
     assert one_core._free.acquire(block=False)
 
 
+def die_in_turn(job, around):
+    if job.peer == 0:
+        with around.turn():
+            os.kill(os.getpid(), signal.SIGKILL)
+    return around
+
+
+def test_the_launcher_gives_back_the_turn_of_a_peer_that_is_killed_in_it(tmp_path):
+    run = config.load("ring", {"graph": {"kind": "line", "peers": 2}})
+    graph = topology.build(run.graph, 1)
+    jobs = [PeerJob(peer, run, graph, RunFolder(tmp_path), surround=die_in_turn) for peer in range(2)]
+    engine = Processes(jobs)
+    try:
+        engine._processes[0].join(60)
+        assert engine._turns._steps[0] == 1
+        assert 0 not in engine.running()
+        assert engine._turns._steps[0] == 2
+    finally:
+        engine.end()
+
+
 def test_who_waits_for_a_stopped_peer_learns_without_a_turn(one_core):
     with one_core.turn(0), one_core.turn(1):
         pass
@@ -79,34 +105,29 @@ def test_who_waits_for_a_stopped_peer_learns_without_a_turn(one_core):
     assert not one_core._free.acquire(block=False)
 
 
-def test_waiting_for_a_turn_is_neither_computing_nor_stretched(scene_of_turns):
-    held, peer = scene_of_turns
-    with peer._computing(Phase.COMPUTE):
-        pass
-    assert held == ["taken", "given back", "stretched"]
-    assert peer._ledger.spent(Phase.WAIT) >= 0.2 > peer._ledger.spent(Phase.COMPUTE)
-
-
-@pytest.fixture
-def scene_of_turns():
-    """What happens to a slow peer's turn, for which it waits a fifth of a second, and the peer."""
-    held = []
+def test_waiting_for_a_turn_is_neither_computing_nor_stretched(monkeypatch):
+    now, happened = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     class Told(Stop):
         def wait(self, seconds=None):
-            held.append("stretched")
-            return super().wait(0)
+            happened.append(("stretched", seconds))
+            now[0] += seconds
 
     @contextmanager
     def turn():
-        threading.Event().wait(0.2)
-        held.append("taken")
+        now[0] += 100
+        happened.append("taken")
         yield
-        held.append("given back")
+        happened.append("given back")
 
     changes = {"graph": {"kind": "line", "peers": 2}, "experiment": {"model": {"name": "mlp"}}}
     run = config.load("ring", changes | {"peers": {0: {"speed": 0.5}}})
     place = Place(0, run, topology.build(run.graph, 1), ["a", "b"], 1.0)
     learner = Learner(0, 2, run.experiment, run.device(0))
-    transport = MemoryTransport(MemoryNetwork(), 0)
-    return held, Peer(place, learner, transport, [], Told(), turn=turn)
+    peer = Peer(place, learner, MemoryTransport(MemoryNetwork(), 0), [], Told(), turn=turn)
+    with peer._computing(Phase.COMPUTE):
+        now[0] += 3
+    assert happened == ["taken", "given back", ("stretched", 3)]  # nobody waits for a peer that only seems slow
+    assert peer._ledger.spent(Phase.WAIT) == 100
+    assert peer._ledger.spent(Phase.COMPUTE) == 6

@@ -440,30 +440,22 @@ class ExperimentConfig(Settings):
     evaluate_every: Positive | Literal["auto"] = "auto"
 
 
+_SIGNED: Mapping[str, Mapping[str, Any]] = {
+    "model": {"init": Init.SIGNED, "norm": Norm.GROUP, "output_elu": False},
+    "algorithm": {
+        "lr": 1.0,
+        "fine_tune_lr": 1.0,
+        "local_steps": 2,
+        "density": {"conv": 0.5, "linear": 0.9},
+        "scores": Scores.COMMON,
+    },
+}
+
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     # For accuracy: signed constants, group norm, several steps a round.
-    Preset.SIGNED: {
-        "model": {"init": Init.SIGNED, "norm": Norm.GROUP, "output_elu": False},
-        "algorithm": {
-            "lr": 1.0,
-            "fine_tune_lr": 1.0,
-            "local_steps": 2,
-            "density": {"conv": 0.5, "linear": 0.9},
-            "scores": Scores.COMMON,
-        },
-    },
+    Preset.SIGNED: _SIGNED,
     # As signed, with what was measured to help at equal steps: docs/experiments/recipe.md.
-    Preset.STRONG: {
-        "model": {"init": Init.SIGNED, "norm": Norm.GROUP, "output_elu": False},
-        "algorithm": {
-            "lr": 1.0,
-            "fine_tune_lr": 1.0,
-            "local_steps": 2,
-            "density": {"conv": 0.5, "linear": 0.9},
-            "scores": Scores.COMMON,
-            "heavy_ball": 0.9,
-        },
-    },
+    Preset.STRONG: {**_SIGNED, "algorithm": {**_SIGNED["algorithm"], "heavy_ball": 0.9}},
     # The paper's protocol, constant for constant.
     Preset.MCE_PL: {
         "model": {"init": Init.DEFAULT, "norm": Norm.LOCAL_RESPONSE, "output_elu": True},

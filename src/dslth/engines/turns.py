@@ -7,7 +7,7 @@ one after the other they take a tenth less time, and the memory of two.
 import ctypes
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Semaphore
@@ -36,14 +36,15 @@ class Turns:
 
     def __init__(self, context: BaseContext, threads: Sequence[int]) -> None:
         self._free: Semaphore = context.Semaphore(at_once(threads))
-        self._steps: Sequence[int] = context.RawArray("L", len(threads))  # into turns and out: odd for a peer in one
+        # into turns and out of them, by peer: odd for one that is in a turn
+        self._steps: MutableSequence[int] = context.RawArray("L", len(threads))
         self._longest: float | None = None
 
     @contextmanager
     def turn(self, peer: int) -> Iterator[None]:
         """Wait for a turn of a peer, which lasts until the block ends."""
         mine = self._wait()
-        self._step(peer, mine)
+        self._steps[peer] += mine
         start = time.perf_counter()
         try:
             yield
@@ -52,14 +53,14 @@ class Turns:
             self._longest = max(lasted, self._longest or 0.0)
             if lasted > LONG:
                 _give_memory_back()
-            self._step(peer, mine)
+            self._steps[peer] += mine
             if mine:
                 self._free.release()
 
     def give_back(self, peer: int) -> None:
         """Give back the turn of a peer that has died, if it had one."""
         if self._steps[peer] % 2:
-            self._step(peer, True)
+            self._steps[peer] += 1
             self._free.release()
 
     def _wait(self) -> bool:
@@ -72,10 +73,6 @@ class Turns:
                 return False
             before = now
         return True
-
-    def _step(self, peer: int, mine: bool) -> None:
-        if mine:
-            self._steps[peer] += 1  # type: ignore[index]
 
 
 def _give_memory_back() -> None:
