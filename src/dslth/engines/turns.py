@@ -1,7 +1,7 @@
 """Peers that share a machine's cores learn in turn: as many at a time as there are cores.
 
 Ten peers on two cores that learn at once push each other out of the caches, and all hold what a step needs in between;
-one after the other they take a tenth less time, and the memory of two.
+one after the other they take less time, and for steps the memory of two (docs/performance.md).
 """
 
 import ctypes
