@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from dslth import config, topology
-from dslth.bench import comm, show
+from dslth.bench import comm, show, tuning
 from dslth.bench.theirs import Theirs
 from dslth.bench.tuning import effort, words
 from dslth.config import TransportName
@@ -112,12 +112,17 @@ def test_an_unknown_row_is_named(commands, topology_file):
 
 
 @pytest.fixture
+def within_grids(monkeypatch):
+    monkeypatch.setattr(tuning, "FURTHER", ())  # runs as short as here are best at any rate
+
+
+@pytest.fixture
 def small(topology_file):
     run = config.load(topology_file(rounds=2))
     return run, topology.build(run.graph, run.experiment.seed)
 
 
-def test_tuning_tries_learning_rates_first_and_then_other_values_with_the_best(small, tmp_path):
+def test_tuning_tries_learning_rates_first_and_then_other_values_with_the_best(small, tmp_path, within_grids):
     row = replace(comm.ROWS["ditto"], grid={"lr": (0.001, 0.1), "pull": (0.01, 0.1), "personal": (0.5, 0.75)})
     rows = comm.run_rows([row], *small, tmp_path / "rows", threading.Event(), transport=TransportName.MEMORY, tune=True)
     (found,) = rows
@@ -134,7 +139,7 @@ def test_tuning_tries_learning_rates_first_and_then_other_values_with_the_best(s
     assert final.experiment.data.validation == 0
 
 
-def test_the_rates_of_masks_are_tuned_as_those_of_the_others(small, tmp_path):
+def test_the_rates_of_masks_are_tuned_as_those_of_the_others(small, tmp_path, within_grids):
     rates = {"lr": (1.0, 1e-9), "fine_tune_lr": (1.0, 2.0)}
     row = replace(comm.ROWS["mce-auto"], grid=rates)
     (found,) = comm.run_rows(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dslth.bench import tuning
 from dslth.bench.cells import Cells
 from dslth.bench.study import plan, show, work
 from dslth.bench.theirs import Theirs
@@ -47,7 +48,8 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
 
 
-def test_a_study_goes_on_where_it_ended_and_is_shown_from_its_cells(study, tmp_path):
+def test_a_study_goes_on_where_it_ended_and_is_shown_from_its_cells(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "FURTHER", ())  # the number of cells is known
     folder = tmp_path / "out"
     left, lines = run(made(study, folder), folder, ["sgd-alone"], cells=3)
     assert left == 3  # of four rates and two seeds
@@ -62,7 +64,7 @@ def test_a_study_goes_on_where_it_ended_and_is_shown_from_its_cells(study, tmp_p
     assert {name: each.effort for name, each in standings.items()} == TUNED
     done = standings["sgd-alone"]
     assert (done.tried, [result.cell.run.experiment.seed for result in done.results]) == (4, [1, 2])
-    tuned = [json.loads(path.read_text()) for path in folder.glob("small/sgd-alone/validation-*.json")]
+    tuned = validation_cells(folder)
     best = max(cell["figures"]["accuracy_personal"] for cell in tuned)
     chosen = [cell["settings"]["values"] for cell in tuned if cell["figures"]["accuracy_personal"] == best]
     assert all(result.values in chosen for result in done.results)
@@ -80,6 +82,27 @@ def test_a_study_goes_on_where_it_ended_and_is_shown_from_its_cells(study, tmp_p
     assert "Not finished: mce-auto (0 of 6 tuning runs, 0 of 1 seeds), dpsgd-fp16 (0 of 4" in " ".join(text.split())
     assert len(re.findall(r"^\| sgd-alone\*? \| \d+\.\d ± \d+\.\d % \|", text, re.M)) == 2
     assert (folder / "small" / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_rate_that_is_best_at_an_end_of_its_grid_is_tried_further(study, tmp_path):
+    folder = tmp_path / "out"
+    one = made(study, folder, {"experiment": {"algorithm": {"local_steps": 1}}})
+    left, lines = run(one, folder, ["sgd-alone"], cells=4)  # the grid: one step is best at its highest rate
+    assert left == 3
+    assert re.search(r"4 of 7 cells", lines[-1])
+    (standing,) = (each for each in one.standings() if each.row == "sgd-alone")
+    assert (standing.tried, standing.effort) == (4, 5)
+    assert run(one, folder, ["sgd-alone"])[0] == 0
+    (standing,) = (each for each in one.standings() if each.row == "sgd-alone")
+    tried = sorted(cell["settings"]["values"]["lr"] for cell in validation_cells(folder))
+    assert standing.effort == standing.tried == len(tried) > 4
+    assert tried[4:] == [0.3, 1, 3, 10, 30, 100, 300][: len(tried) - 4]
+    best = standing.results[0].values["lr"]
+    assert tried[0] < best < tried[-1]
+
+
+def validation_cells(folder):
+    return [json.loads(path.read_text()) for path in folder.glob("small/sgd-alone/validation-*.json")]
 
 
 def test_a_cell_whose_settings_changed_is_done_again(study, tmp_path):

@@ -332,8 +332,9 @@ def run_rows(
     """Run rows one after the other and yield their figures; ends early if a run is interrupted or ``stop`` is set.
 
     Raises DslthError where a run fails.
-    With ``tune`` a row runs with each learning rate of its grid, then with each of its other values and the best rate,
-    and what ends with the best accuracy on held-out training samples runs once more, with all training samples.
+    With ``tune`` a row runs with each learning rate of its grid (and beyond, where the best is at an end), then with
+    each of its other values and the best rate, and what ends with the best accuracy on held-out training samples runs
+    once more, with all training samples.
     """
 
     def play(row: Row, settings: RunConfig, values: Values, place: Path, evaluated: str | None = None) -> RowResult:

@@ -88,7 +88,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a row of a part is: ``tried`` of ``effort`` tuning runs, and the results of its seeds, in order."""
+    """How far a row of a part is: ``tried`` of ``effort`` tuning runs, and the results of its seeds, in order.
+
+    ``effort`` may grow until all are done: a rate that is best at an end of its grid is tried further.
+    """
 
     part: str
     row: str
@@ -166,9 +169,11 @@ class Study:
 
     def _standing(self, part: str, row: Row) -> Standing:
         found: list[Result] = []
+        next_: list[Cell] = []
 
         def get(cell: Cell) -> Result:
             if (record := self._store.finished(cell.name, cell.settings)) is None:
+                next_.append(cell)
                 raise Unfinished
             found.append(Result(cell, record))
             return found[-1]
@@ -176,8 +181,10 @@ class Study:
         with suppress(Unfinished):
             self._play(part, row, get)
         results = tuple(one for one in found if not one.cell.run.experiment.data.validation)
-        needed = effort(row.values(self.runs[part][0]), row.grid)
-        return Standing(part, row.name, len(found) - len(results), needed, self.plan.rows[row.name], results)
+        tried = needed = len(found) - len(results)
+        if next_ and next_[0].run.experiment.data.validation:  # how many more, depends on what these come out as
+            needed = max(effort(row.values(self.runs[part][0]), row.grid), tried + 1)
+        return Standing(part, row.name, tried, needed, self.plan.rows[row.name], results)
 
     # --- doing them -------------------------------------------------------------------------------------------------
 
@@ -189,7 +196,7 @@ class Study:
         """
         parts, names = self.plan.chosen(only)
         wanted = [(part, row) for part in self.plan.parts for row in self.rows if part in parts and row.name in names]
-        session = _Session(limits, [self._standing(part, row) for part, row in wanted], self)
+        session = _Session(limits, lambda: [self._standing(part, row) for part, row in wanted], self)
         for part, row in wanted:
             try:
                 self._play(part, row, partial(self._get, session, folder, say))
@@ -219,19 +226,26 @@ class Study:
 class _Session:
     """What one call has done and has left, and how long that will take."""
 
-    def __init__(self, limits: Limits, standings: Sequence[Standing], study: Study) -> None:
+    def __init__(self, limits: Limits, standings: Callable[[], Sequence[Standing]], study: Study) -> None:
         self._limits, self._began, self._done, self.stop = limits, time.monotonic(), 0, limits.stop
-        self._rounds: Counter[str] = Counter()
+        self._standings, self._study = standings, study
         self._played: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self.all = sum(each.all for each in standings)
-        self.left = self.all - sum(each.done for each in standings)
-        for each in standings:
-            rounds, tuning = study.runs[each.part][0].experiment.rounds, study.plan.parts[each.part].tuning_rounds
-            trials, seeds = each.effort - each.tried, len(each.seeds) - len(each.results)
-            self._rounds[each.part] += trials * tuning + seeds * rounds
+        self._look()
+        for each in standings():
             for one in each.results:
                 self._spent(one.cell, one.figures["seconds"])
+
+    def _look(self) -> None:
+        """Count cells, and the rounds of those that are left, by part."""
+        self._rounds: Counter[str] = Counter()
+        self.all = self.left = 0
+        for each in self._standings():
+            rounds = self._study.runs[each.part][0].experiment.rounds
+            trials, seeds = each.effort - each.tried, len(each.seeds) - len(each.results)
+            self._rounds[each.part] += trials * self._study.plan.parts[each.part].tuning_rounds + seeds * rounds
+            self.all += each.all
+            self.left += trials + seeds
 
     def go_on(self) -> None:
         """Raise Unfinished if no further cell is to be begun."""
@@ -241,9 +255,8 @@ class _Session:
     def count(self, cell: Cell, seconds: float) -> None:
         """Count a cell that was done."""
         self._done += 1
-        self.left -= 1
-        self._rounds[cell.part] -= cell.run.experiment.rounds
         self._spent(cell, seconds)
+        self._look()
 
     def _spent(self, cell: Cell, seconds: float) -> None:
         self._played[cell.part] += cell.run.experiment.rounds
