@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from dslth.cli import main as cli
+from dslth.cli.guard import guarded
 from dslth.errors import LimitError, MissingFileError
 from dslth.run.folder import RunFolder
 from live import printed, processes_of, wait_for
@@ -43,7 +43,7 @@ from dslth.__main__ import {command}
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("dslth.cli.main", ["--version"]),
+        ("dslth.cli.bench", ["--version"]),
         ("typer", ["--version"]),
         ("rich.console", ["--version"]),
         ("numpy", ["--version"]),
@@ -52,7 +52,7 @@ from dslth.__main__ import {command}
         ("yaml", ["topology", "show", "ring"]),
         ("torch", ["bench", "comm"]),
         ("constriction", ["bench", "codec"]),
-        ("networkx", ["--id", "0", "-t", "ring"]),
+        ("msgpack", ["--id", "0", "-t", "ring"]),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -69,6 +69,31 @@ def test_ctrl_c_in_the_midst_of_an_import_ends_the_command_without_a_word(module
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_peer_loads_nothing_that_only_others_need(commands, topology_file, tmp_path):
+    code = """
+import atexit, sys
+from dslth.__main__ import peer_main
+atexit.register(lambda: print(*sys.modules, file=open("loaded", "w")))
+peer_main()
+"""
+    folders = [tmp_path / str(i) for i in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    peers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, "--id", str(i), "-t", topology_file(rounds=1), "--out", "run", "--quiet"],
+            cwd=folders[i],
+            env=ENV,
+        )
+        for i in range(3)
+    ]
+    assert [peer.wait(timeout=60) for peer in peers] == [0, 0, 0]
+    modules = set((tmp_path / "0" / "loaded").read_text().split())
+    assert {"dslth.cli.peer", "torch", "zmq"} <= modules
+    needless = {"networkx", "sklearn", "matplotlib", "pandas", "dslth.bench", "dslth.show.graph", "dslth.cli.main"}
+    assert not needless & modules
 
 
 def test_a_server_that_was_started_for_nothing_is_gone_with_its_files(commands, tmp_path):
@@ -202,7 +227,7 @@ def test_memory_that_ends_is_one_line(error, code, capsys):
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        cli._guarded(command)
+        guarded(command)
     assert ended.value.code == code
     assert ("not enough memory" in capsys.readouterr().err) == (error is MemoryError)
 

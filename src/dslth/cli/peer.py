@@ -11,6 +11,8 @@ import typer
 from dslth import config
 from dslth import keys as key_files
 from dslth.cli import keys, options
+from dslth.cli.app import App
+from dslth.cli.guard import guarded
 from dslth.cli.keys import KeyOptions
 from dslth.cli.options import Changes, FaultsOption, JoinTimeoutOption, JsonOption, TopologyOption, VersionOption
 from dslth.config import RunConfig
@@ -29,7 +31,9 @@ from dslth.stop import Stop
 from dslth.topology import Topology
 from dslth.transport import faulty
 
-__all__ = ["peer"]
+__all__ = ["main", "peer"]
+
+app = App(name="dslth-peer", add_completion=True)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class AddressOptions:
     ] = None
 
 
+@app.command()
 def peer(
     topology_file: TopologyOption,
     peer: Annotated[
@@ -136,6 +141,11 @@ def peer(
     if stop.is_set():
         raise typer.Exit(130)
     check_played([summary])
+
+
+def main() -> None:
+    """Run ``dslth-peer``."""
+    guarded(app)
 
 
 def _begin(folder: RunFolder, peer: int, settings: RunConfig, graph: Topology) -> None:
