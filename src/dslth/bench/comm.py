@@ -119,6 +119,7 @@ MASK_RATE = {"lr": MASK_RATES["lr"]}
 _CODECS = (*(codec.name for codec in codecs.BY_ID.values()), CodecName.AUTO)
 _ROWS = (
     *(Row(f"mce-{name}", f"MCE-PL, codec {name}", Recorded, codec=name, grid=MASK_RATES) for name in _CODECS),
+    Row("mce-strong", "MCE-PL, with strong's heavy ball", Recorded, algorithm={"heavy_ball": 0.9}, grid=MASK_RATES),
     Row("mce-alone", "MCE-PL without exchange", mask_learner, algorithm={"exchange": False}, grid=MASK_RATE),
     Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(Recorded, lift=False), grid=MASK_RATES),
     Row("mce-no-tune", "MCE-PL without fine-tuning", Recorded, algorithm={"fine_tune_lr": 0.0}, grid=MASK_RATE),
