@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dslth import files
+from dslth.config import RunConfig
 from dslth.errors import OutputError
+from dslth.topology import Topology
 
-__all__ = ["Cells"]
+__all__ = ["Cells", "told"]
 
 KEYS = ("settings", "figures", "command", "date", "machine", "dslth")
 """Of a cell; the last four say by which command, when, on what, and with which version it was measured."""
@@ -50,6 +52,19 @@ class Cells:
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.json"
+
+
+def told(run: RunConfig, graph: Topology) -> dict[str, Any]:
+    """Return all that a run's figures depend on; where its data lie is left out, as is what has its default.
+
+    So a setting that is added to dslth later, and is off, leaves finished cells as they are.
+    """
+    settings = run.model_dump(mode="json", exclude_defaults=True)
+    if "folder" in (data := settings["experiment"].get("data", {})):
+        del data["folder"]
+        if not data:
+            del settings["experiment"]["data"]
+    return settings | {"graph": graph.digest}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

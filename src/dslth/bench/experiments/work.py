@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dslth import config, topology
-from dslth.bench.cells import Cells
+from dslth.bench.cells import Cells, told
 from dslth.bench.comm import ROWS, Row, measure
 from dslth.bench.experiments.plan import Plan, Runs, Variant
 from dslth.bench.experiments.subsets import DRAWN, SubsetSums, approximate, bits_per_candidate, log_deciles
@@ -148,10 +148,7 @@ def _run(runs: Runs, name: str, variant: Variant, seed: int, changes: Mapping[st
     settings = row.settings(settings).model_copy(update={"network": settings.network})
     graph = topology.build(settings.graph, seed)
     preflight(settings, graph, virtual=True)
-    # what has its default is left out, so that a setting that is added later leaves finished cells as they are
-    told = settings.model_dump(mode="json", exclude_defaults=True, exclude={"experiment": {"data": {"folder"}}})
-    told |= {"graph": graph.digest, "row": row.name}
-    return Cell(name, seed, told, partial(_learn, row, settings, graph))
+    return Cell(name, seed, told(settings, graph) | {"row": row.name}, partial(_learn, row, settings, graph))
 
 
 def _learn(row: Row, settings: RunConfig, graph: Topology, folder: Path) -> Figures | None:

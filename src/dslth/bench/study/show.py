@@ -34,7 +34,7 @@ STEPS = (
     "All rows take the same gradient steps on the same batches. Accuracy is each peer's on test samples of its own "
     "classes at the end: mean over peers, its mean and standard deviation over seeds († one seed only), and the worst "
     "peer's, mean over seeds; * taken before the exchange, where tuning found that better. Message bytes of all peers, "
-    "mean over seeds. Values as tuned, in so many runs."
+    "mean over seeds. Values as tuned, in so many runs; a rate that was best at an end of its grid was tried further."
 )
 BYTES = (
     "Accuracy of the last evaluated round up to which all peers together had sent so many message bytes; – where the "

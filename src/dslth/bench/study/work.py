@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dslth import config, topology
-from dslth.bench.cells import Cells
+from dslth.bench.cells import Cells, told
 from dslth.bench.comm import Recorded, Row, chosen, held_out, measure
 from dslth.bench.speed import machine
 from dslth.bench.study.plan import Plan
@@ -55,10 +55,8 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that its figures depend on; a setting that is added to dslth later, and is off, changes nothing."""
-        run = self.row.tuned(self.values).settings(self.run).model_dump(mode="json", exclude_defaults=True)
-        run["experiment"].get("data", {}).pop("folder", None)  # where data lie changes nothing
-        run["graph"] = self.graph.digest
+        """All that its figures depend on."""
+        run = told(self.row.tuned(self.values).settings(self.run), self.graph)
         return {"row": self.row.name, "values": dict(self.values), "evaluated": self.evaluated, "run": run}
 
 
