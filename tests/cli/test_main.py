@@ -71,28 +71,15 @@ def test_ctrl_c_in_the_midst_of_an_import_ends_the_command_without_a_word(module
     assert not list(tmp_path.iterdir())
 
 
-def test_a_peer_loads_nothing_that_only_others_need(commands, topology_file, tmp_path):
-    code = """
-import atexit, sys
-from dslth.__main__ import peer_main
-atexit.register(lambda: print(*sys.modules, file=open("loaded", "w")))
-peer_main()
-"""
-    folders = [tmp_path / str(i) for i in range(3)]
-    for folder in folders:
-        folder.mkdir()
-    peers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, "--id", str(i), "-t", topology_file(rounds=1), "--out", "run", "--quiet"],
-            cwd=folders[i],
-            env=ENV,
-        )
-        for i in range(3)
-    ]
-    assert [peer.wait(timeout=60) for peer in peers] == [0, 0, 0]
-    modules = set((tmp_path / "0" / "loaded").read_text().split())
-    assert {"dslth.cli.peer", "torch", "zmq"} <= modules
-    needless = {"networkx", "sklearn", "matplotlib", "pandas", "dslth.bench", "dslth.show.graph", "dslth.cli.main"}
+def test_a_peer_loads_nothing_that_only_others_need(commands, topology_file):
+    line = ("dslth-peer", "-t", topology_file(rounds=1), "--out", "run", "--quiet", "--id")
+    others = [commands.start(*line, i) for i in (1, 2)]
+    done = commands.run(*line, 0, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert [done.returncode, *(other.wait(timeout=60) for other in others)] == [0, 0, 0]
+    imports = [said for said in done.stderr.splitlines() if said.startswith("import time:")]
+    modules = {said.rpartition("|")[2].strip() for said in imports}
+    assert {"dslth.peer", "torch", "zmq"} <= modules
+    needless = {"networkx", "sklearn", "matplotlib", "pandas", "dslth.bench", "dslth.show.graph", "dslth.cli.run"}
     assert not needless & modules
 
 

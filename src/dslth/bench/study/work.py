@@ -167,11 +167,11 @@ class Study:
 
     def _standing(self, part: str, row: Row) -> Standing:
         found: list[Result] = []
-        next_: list[Cell] = []
+        missing: list[Cell] = []
 
         def get(cell: Cell) -> Result:
             if (record := self._store.finished(cell.name, cell.settings)) is None:
-                next_.append(cell)
+                missing.append(cell)
                 raise Unfinished
             found.append(Result(cell, record))
             return found[-1]
@@ -180,7 +180,7 @@ class Study:
             self._play(part, row, get)
         results = tuple(one for one in found if not one.cell.run.experiment.data.validation)
         tried = needed = len(found) - len(results)
-        if next_ and next_[0].run.experiment.data.validation:  # how many more, depends on what these come out as
+        if missing and missing[0].run.experiment.data.validation:  # how many more, depends on what these come out as
             needed = max(effort(row.values(self.runs[part][0]), row.grid), tried + 1)
         return Standing(part, row.name, tried, needed, self.plan.rows[row.name], results)
 
