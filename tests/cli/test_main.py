@@ -72,7 +72,8 @@ def test_ctrl_c_in_the_midst_of_an_import_ends_the_command_without_a_word(module
 
 
 def test_a_peer_loads_nothing_that_only_others_need(commands, topology_file):
-    line = ("dslth-peer", "-t", topology_file(rounds=1), "--out", "run", "--quiet", "--id")
+    file = topology_file(rounds=1, network={"base_port": free_ports(3)})
+    line = ("dslth-peer", "-t", file, "--out", "run", "--quiet", "--id")
     others = [commands.start(*line, i) for i in (1, 2)]
     done = commands.run(*line, 0, env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert [done.returncode, *(other.wait(timeout=60) for other in others)] == [0, 0, 0]
