@@ -68,6 +68,23 @@ def test_each_broken_promise_is_seen(tmp_path, change):
     assert list(broken.values()).count(False) == 1
 
 
+def test_the_time_that_a_peer_was_stopped_is_no_wait_of_its_own_making(tmp_path):
+    run: RunConfig = load(write_topology(tmp_path / "t.yaml", deadline=2))
+    planned = [chaos.Fault(1, "kill", 0)]
+    promise = "no round waits longer than the deadline"
+
+    def holds(**change):
+        return chaos.verdict(run, planned, GOOD, replace(GOOD, **change))[promise]
+
+    late = {0: 3.2, 1: 0.1}
+    assert holds(longest_wait=late, stopped={0: 1.5})
+    assert not holds(longest_wait=late, stopped={1: 1.5})
+    assert not holds(longest_wait={0: 4.6, 1: 0.1}, stopped={0: 1.5})
+    done = [chaos.Injected(at, what, peer) for at, what, peer in ((1, "stop", 0), (2.5, "go on", 0), (3, "kill", 1))]
+    again = [chaos.Injected(at, what, 0) for at, what in ((7, "stop"), (7.5, "go on"))]
+    assert chaos._stopped([*done, *again]) == {0: 1.5}
+
+
 def test_growth_is_seen():
     flat = soak.PeerGrowth(0, 100, (100e6, 101e6), (30, 30), (6, 6))
     assert flat.flat
