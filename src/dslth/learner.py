@@ -15,14 +15,16 @@ from torch import Tensor
 
 from dslth import algorithm
 from dslth.coding.forecast import Forecast
-from dslth.config import DeviceConfig, ExperimentConfig, Scores
+from dslth.config import DeviceConfig, ExperimentConfig, Inputs, Scores
 from dslth.errors import ConfigError
 from dslth.exchange.streams import MaskCoding
-from dslth.learning import data, models, partition, supermask
+from dslth.learning import data, networks, partition, supermask
 from dslth.masks import BitMask
 from dslth.run import tickets
 from dslth.run.events import Accuracies
 from dslth.seeds import Stream
+
+Indices = NDArray[np.int64]
 
 __all__ = ["Common", "Division", "Learner", "Samples", "normalised", "processor", "threads"]
 
@@ -63,15 +65,23 @@ def _available(device: str) -> str:
 
 
 class Division:
-    """The data set of a run, and who gets which samples of it; with validation its test set is not there."""
+    """The data set of a run, and who gets which samples of it; with validation its test set is not there.
 
-    def __init__(self, n_peers: int, experiment: ExperimentConfig) -> None:
-        self.dataset = data.load(experiment.data)
-        labels = self.dataset.train_labels, self.dataset.test_labels
-        self.shares = partition.split(experiment.data, n_peers, experiment.seed, *labels, self.dataset.classes)
+    Where each peer has data of its own, it is the division of those of ``peer``.
+    """
+
+    def __init__(self, n_peers: int, experiment: ExperimentConfig, peer: int = 0) -> None:
+        self.dataset = data.load(experiment.data.of(peer))
+        self._one = experiment.data.each_its_own
+        self.shares = partition.divide(experiment, n_peers, self.dataset)
         if experiment.data.validation:
             images, known = self.dataset.train_images, self.dataset.train_labels
             self.dataset = replace(self.dataset, test_images=images, test_labels=known)
+
+    def share(self, peer: int) -> tuple[Indices, Indices, Indices]:
+        """Return the numbers of a peer's training samples and own test samples, and of the common test samples."""
+        number = 0 if self._one else peer
+        return self.shares.train[number], self.shares.test[number], self.shares.common
 
 
 class Samples:
@@ -86,18 +96,17 @@ class Samples:
         division: Division | None = None,
     ) -> None:
         self.peer, self.seed = peer, experiment.seed
-        division = division or Division(n_peers, experiment)
-        dataset, shares = division.dataset, division.shares
-        mine = shares.train[peer]
-        self.classes = dataset.classes
+        division = division or Division(n_peers, experiment, peer)
+        dataset, (mine, own, common) = division.dataset, division.share(peer)
+        self.inputs, self.digest = dataset.inputs, dataset.digest
         self.evaluate_every = _evaluate_every(experiment, len(dataset.test_labels))
         self._images, self._labels = dataset.train_images[mine], torch.from_numpy(dataset.train_labels[mine])
-        chosen = np.union1d(shares.test[peer], shares.common)  # an image of both test sets is looked at once
+        chosen = np.union1d(own, common)  # an image of both test sets is looked at once
         self._test_images, self._test_labels = (
             dataset.test_images[chosen],
             torch.from_numpy(dataset.test_labels[chosen]),
         )
-        self._tests = [torch.from_numpy(np.searchsorted(chosen, test)) for test in (shares.test[peer], shares.common)]
+        self._tests = [torch.from_numpy(np.searchsorted(chosen, test)) for test in (own, common)]
         self._batch = min(device.batch or experiment.algorithm.batch, len(mine))
 
     def __len__(self) -> int:
@@ -116,25 +125,30 @@ class Samples:
         images = torch.from_numpy(self._test_images)
         batches = (normalised(images[start : start + EVALUATION_BATCH]) for start in starts)
         right = torch.cat([net(images).argmax(1) for images in batches]) == self._test_labels
-        return Accuracies(*(int(right[test].sum()) / len(test) for test in self._tests))
+        own, common = self._tests
+        shares = [int(right[test].sum()) / len(test) for test in (own, common) if len(test)]
+        return Accuracies(shares[0], shares[1] if len(shares) > 1 else None)
 
 
 class Common:
     """What the learners of a run's peers have in common; those of one thread may share one."""
 
     def __init__(self, n_peers: int, experiment: ExperimentConfig) -> None:
-        self.division = Division(n_peers, experiment)
         self.forecasts: dict[tuple[int | str, tuple[int, ...]], Forecast] = {}
-        self._experiment = experiment
+        self._peers, self._experiment = n_peers, experiment
+        self._division: Division | None = None
         self._nets: dict[str, supermask.FrozenNet] = {}
 
-    def net(self, device: str) -> supermask.FrozenNet:
+    def division(self, peer: int) -> Division:
+        """Return who gets what of the data that a peer learns from."""
+        if self._division is None or self._experiment.data.each_its_own:
+            self._division = Division(self._peers, self._experiment, peer)
+        return self._division
+
+    def net(self, device: str, inputs: Inputs) -> supermask.FrozenNet:
         """Return the frozen network on a device."""
         if device not in self._nets:
-            settings, dataset = self._experiment, self.division.dataset
-            module = models.build(settings.model, data.DATASETS[settings.data.name].shape, dataset.classes)
-            density = settings.algorithm.density
-            self._nets[device] = supermask.freeze(module, settings.seed, settings.model.init, density, device)
+            self._nets[device] = networks.frozen(self._experiment, inputs, device)
         return self._nets[device]
 
 
@@ -154,8 +168,8 @@ class Learner:
         self._threads, self._device = device.threads, _available(device.device)
         with threads(self._threads):
             common = common or Common(n_peers, experiment)
-            self._samples = Samples(peer, n_peers, experiment, device, common.division)
-            self.net, self._forecasts = common.net(self._device), common.forecasts
+            self._samples = Samples(peer, n_peers, experiment, device, common.division(peer))
+            self.net, self._forecasts = common.net(self._device, self._samples.inputs), common.forecasts
             self._scores = self._placed(supermask.initial_scores(self.net, self.seed, self._owner(peer)))
             # before the first exchange every neighbour's mask is one common Bernoulli(k) mask
             first = supermask.bernoulli_masks(self.net, self.seed, settings.density) if settings.exchange else None
@@ -209,8 +223,15 @@ class Learner:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What peers must share to understand each other, besides the run's settings: nothing."""
-        return {}
+        """What peers must share to understand each other, besides the run's settings: what own data and layers are."""
+        data, shared = self._experiment.data, {}
+        if data.path is not None and data.each_its_own:
+            shared["inputs"] = str(self._samples.inputs)
+        elif data.path is not None:
+            shared["data"] = self._samples.digest
+        if self._experiment.model.own:
+            shared["layers"] = networks.structure(self.net)
+        return shared
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -305,7 +326,8 @@ class Learner:
     def result(self) -> tuple[BitMask, tickets.Ticket]:
         """Return the mask that is in use, and its ticket."""
         mask, shapes = self.mask(), tuple(tuple(w.shape) for w in self.net.weights)
-        return mask, tickets.Ticket(self.peer, self._experiment, shapes, mask)
+        inputs = None if self._experiment.data.path is None else self._samples.inputs
+        return mask, tickets.Ticket(self.peer, self._experiment, shapes, mask, inputs)
 
     def evaluation(self) -> Callable[[], Accuracies]:
         """Return what classifies both test sets with the mask that is in use now (step 8)."""
@@ -338,5 +360,5 @@ def _packed(masks: Sequence[Tensor]) -> BitMask:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """Turn bytes (uint8) into floats in [-1, 1]."""
-    return images.float().div_(127.5).sub_(1)
+    """Turn bytes (uint8) into floats in [-1, 1]; features and tokens stay as they are."""
+    return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images

@@ -134,7 +134,7 @@ class Peer(Generic[M, C]):
         if not self._stop.is_set():
             samples, device = self._method.training_samples, self._device
             computing = processor(device.device)
-            self._ledger.joined(self._experiment.model.name, self._method.sizes, samples, device.kind, computing)
+            self._ledger.joined(self._experiment.model.title, self._method.sizes, samples, device.kind, computing)
         while exchange.round < rounds and not self._stop.is_set():
             self._neighbours.catch_up()
             self._play(exchange.round)

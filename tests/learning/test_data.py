@@ -31,6 +31,7 @@ from dslth import config, files, topology
 from dslth.engines.base import preflight
 from dslth.errors import DataError
 from dslth.learning import data
+from dslth.learning.dataset import Dataset
 from dslth.learning.pickled import read_batch
 
 Array = NDArray[np.uint8]
@@ -51,7 +52,7 @@ def settings(name: str, folder: Path) -> config.DataConfig:
     return config.DataConfig.model_validate({"name": name, "folder": str(folder)})
 
 
-def as_bytes(dataset: data.Dataset) -> list[bytes]:
+def as_bytes(dataset: Dataset) -> list[bytes]:
     return [
         array.tobytes()
         for array in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
@@ -104,7 +105,7 @@ def write_idx(folder: Path, parts: list[Array], *, zipped: bool) -> None:
         (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(idx(part)) if zipped else idx(part))
 
 
-def assert_holds(found: data.Dataset, parts: list[Array]) -> None:
+def assert_holds(found: Dataset, parts: list[Array]) -> None:
     for images, labels, (raw_images, raw_labels) in (
         (found.train_images, found.train_labels, parts[:2]),
         (found.test_images, found.test_labels, parts[2:]),
@@ -325,7 +326,7 @@ def test_the_official_form_is_what_unpickling_reads() -> None:
     assert read[b"labels"] == labels.tolist()
 
 
-def assert_holds_cifar(found: data.Dataset, numbers: tuple[int, ...] = (0, 1, 2, 3, 4)) -> None:
+def assert_holds_cifar(found: Dataset, numbers: tuple[int, ...] = (0, 1, 2, 3, 4)) -> None:
     train = [batch(number) for number in numbers]
     np.testing.assert_array_equal(
         found.train_images, np.concatenate([images for images, _ in train]).reshape(-1, 3, 32, 32)

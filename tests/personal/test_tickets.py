@@ -17,9 +17,10 @@ from torch import nn
 
 from dslth import algorithm, config
 from dslth.cli.main import app
+from dslth.config import Inputs
 from dslth.errors import ConfigError, DataError, DslthError, MissingFileError
 from dslth.learner import Learner, threads
-from dslth.learning import data, models, supermask
+from dslth.learning import data, models, networks, supermask
 from dslth.masks import BitMask
 from dslth.personal import apply, compact, export, figures, inputs, nets, smaller
 from dslth.run import tickets
@@ -42,13 +43,19 @@ def fresh(preset, model="cnn", name="cifar10", **algorithm):
     """A ticket of a random mask; needs no data."""
     given = {"preset": preset, "model": {"name": model}, "data": {"name": name}, "algorithm": algorithm}
     experiment = config.load("ring", {"experiment": given}).experiment
-    shapes = tuple(tuple(w.shape) for w in nets.frozen(experiment, 10).weights)
+    net = networks.frozen(experiment, inputs.inputs_by_name(experiment.data, 10))
+    shapes = tuple(tuple(w.shape) for w in net.weights)
     draws = np.random.default_rng(5)
     density = experiment.algorithm.density
     kept = [draws.random(shape) < (density.conv if len(shape) > 2 else density.linear) for shape in shapes]
     return Ticket(2, experiment, shapes, BitMask.from_arrays(kept))
 
 
+def shown(shape, classes=10):
+    return Inputs(shape=shape, number="uint8", classes=classes)
+
+
+SHOWN = shown((1, 8, 8))
 SMALL, LEARNER = learned()
 PACKED = compact.pack(SMALL)
 
@@ -180,20 +187,20 @@ def test_onnxruntime_predicts_the_same(preset, model, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'dslth[onnx]'")
     ticket, _ = learned(preset, model)
     net, images = nets.dense(ticket), export.test_images(ticket, None)
-    export.store_onnx(net, images.shape[1:], tmp_path / "net.onnx")
-    check = export.check_onnx(net, tmp_path / "net.onnx", images)
+    export.store_onnx(net, SHOWN, tmp_path / "net.onnx")
+    check = export.check_onnx(net, SHOWN, tmp_path / "net.onnx", images)
     assert check.same == check.images == 359
     assert check.difference < 1e-4
     other = nets.dense(learned(preset, model, steps=3)[0])
-    assert export.check_onnx(other, tmp_path / "net.onnx", images).same < 359
+    assert export.check_onnx(other, SHOWN, tmp_path / "net.onnx", images).same < 359
 
 
 @pytest.mark.parametrize("extra", ["onnx", "images"])
 def test_a_missing_extra_is_named(extra, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, {"onnx": "onnx", "images": "PIL"}[extra], None)
     use = {
-        "onnx": lambda: export.store_onnx(nets.dense(SMALL), (1, 8, 8), tmp_path / "net.onnx"),
-        "images": lambda: inputs.read_images([tmp_path / "a.png"], (1, 8, 8)),
+        "onnx": lambda: export.store_onnx(nets.dense(SMALL), SHOWN, tmp_path / "net.onnx"),
+        "images": lambda: inputs.read_files([tmp_path / "a.png"], SHOWN),
     }[extra]
     with pytest.raises(DslthError, match=rf"pip install 'dslth\[{extra}\]'"):
         use()
@@ -254,12 +261,12 @@ def write_csv(path, rows, header=""):
 def test_images_and_csv_rows_are_the_same_pictures(tmp_path):
     images = data.load(SMALL.experiment.data).test_images[:3]
     rows = write_csv(tmp_path / "rows.csv", images.reshape(3, -1), ",".join(f"p{i}" for i in range(64)) + "\n")
-    assert (inputs.read_csv(rows, (1, 8, 8)) == images).all()
+    assert (inputs.read_csv(rows, SHOWN) == images).all()
     Image.fromarray(images[0, 0]).resize((80, 80), Image.Resampling.NEAREST).convert("RGB").save(tmp_path / "a.png")
-    assert inputs.read_images([tmp_path / "a.png"], (1, 8, 8)).shape == (1, 1, 8, 8)
+    assert inputs.read_files([tmp_path / "a.png"], SHOWN).shape == (1, 1, 8, 8)
     colours = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(4, 4, 3)
     Image.fromarray(colours).save(tmp_path / "c.png")
-    assert (inputs.read_images([tmp_path / "c.png"], (3, 4, 4))[0] == colours.transpose(2, 0, 1)).all()
+    assert (inputs.read_files([tmp_path / "c.png"], shown((3, 4, 4)))[0] == colours.transpose(2, 0, 1)).all()
     found = figures.predictions(SMALL, [rows, tmp_path / "a.png"])
     assert [row.name for row in found] == [*(f"{rows}:{number}" for number in (1, 2, 3)), str(tmp_path / "a.png")]
     assert [row.label for row in found[:3]] == nets.logits(nets.dense(SMALL), images).argmax(1).tolist()
@@ -272,21 +279,21 @@ def test_images_and_csv_rows_are_the_same_pictures(tmp_path):
         ("", "no rows"),
         ("1,2\n", "row 1: 2 columns; expected 4"),
         ("1,2,3,4\na,b,c,d\n", "row 2: expected whole numbers"),
-        ("1,2,3,256\n", "a byte 256"),
-        ("1,2,3,-1\n", "negative"),
-        (f"1,2,3,{10**30}\n", "far too large"),
+        ("1,2,3,256\n", "row 1: expected bytes from 0 to 255"),
+        ("1,2,3,-1\n", "from 0 to 255"),
+        (f"1,2,3,{10**30}\n", "from 0 to 255"),
         ("1,2,3,\xff\n", "cannot be read"),
     ],
 )
 def test_a_csv_file_that_does_not_fit_is_one_line_that_says_where(text, words, tmp_path):
     (tmp_path / "bad.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=words):
-        inputs.read_csv(tmp_path / "bad.csv", (1, 2, 2))
+        inputs.read_csv(tmp_path / "bad.csv", shown((1, 2, 2)))
 
 
 def test_own_labelled_rows_are_parted_into_training_and_testing(tmp_path):
     rows = write_csv(tmp_path / "own.csv", [[n, n, n, n, n % 3] for n in range(12)])
-    found = inputs.read_labelled(rows, (1, 2, 2), 10)
+    found = inputs.read_labelled(rows, shown((1, 2, 2)))
     assert found.test_images[:, 0, 0, 0].tolist() == [4, 9]
     assert found.test_labels.tolist() == [1, 0]
     assert len(found.train_labels) == 10
@@ -296,7 +303,7 @@ def test_own_labelled_rows_are_parted_into_training_and_testing(tmp_path):
     with pytest.raises(DataError, match="no test image of 2"):
         inputs.chosen(found, [2])
     with pytest.raises(DataError, match="label 2; the ticket's network knows 0 to 1"):
-        inputs.read_labelled(rows, (1, 2, 2), 2)
+        inputs.read_labelled(rows, shown((1, 2, 2), 2))
 
 
 # --- taught more ----------------------------------------------------------------------------------------------------

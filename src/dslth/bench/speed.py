@@ -27,6 +27,7 @@ from dslth.exchange.ledger import Ledger
 from dslth.exchange.streams import MaskCoding
 from dslth.learner import Learner, processor, threads
 from dslth.learning import data, models, supermask
+from dslth.learning.dataset import CLASSES
 from dslth.masks import BitMask
 from dslth.run.folder import RunFolder
 from dslth.run.sinks import JsonLines
@@ -122,7 +123,7 @@ class _Dense:
 
     def __init__(self, run: RunConfig) -> None:
         experiment = run.experiment
-        module = models.build(experiment.model, data.DATASETS[experiment.data.name].shape, data.CLASSES)
+        module = models.build(experiment.model, data.DATASETS[experiment.data.name].shape, CLASSES)
         self._net = supermask.freeze(module, experiment.seed, experiment.model.init, experiment.algorithm.density)
         self._weights = [w.clone().requires_grad_() for w in self._net.weights]
         self._optimizer = torch.optim.SGD(self._weights, lr=1e-3)

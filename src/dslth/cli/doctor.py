@@ -142,7 +142,7 @@ def _file(topology_file: str, changes: Changes, engine: EngineName) -> Iterator[
         yield Found("file", str(error), error.exit_code)
         return
     experiment = settings.experiment
-    what = f"{experiment.model.name} on {experiment.data.name}, {experiment.rounds} rounds"
+    what = f"{experiment.model.title} on {experiment.data.title}, {experiment.rounds} rounds"
     yield Found("file", f"{graph.peers} peers, {len(graph.edges)} links, {settings.graph.kind}; {what}")
     virtual, here = engine == EngineName.BATCHED, engine != EngineName.RAY
     checks: dict[str, Callable[[], str]] = {"data": lambda: _where(experiment.data)}

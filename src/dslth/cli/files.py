@@ -54,7 +54,7 @@ def topologies(
         graph = topology.build(run.graph, run.experiment.seed)
         figures = {"name": file.stem, "peers": graph.peers, "links": len(graph.edges), "graph": run.graph.kind}
         experiment = run.experiment
-        named = {"data": experiment.data.name.value, "model": experiment.model.name.value}
+        named = {"data": experiment.data.title, "model": experiment.model.title}
         found.append(figures | named | {"rounds": experiment.rounds})
     if as_json:
         print(json.dumps(found))  # noqa: T201

@@ -25,7 +25,7 @@ __all__ = ["follow", "show", "title"]
 def title(topology_file: str, settings: RunConfig) -> str:
     """Return the title of a run's table."""
     experiment = settings.experiment
-    what = f"{experiment.model.name} on {experiment.data.name}, preset {experiment.preset}, seed {experiment.seed}"
+    what = f"{experiment.model.title} on {experiment.data.title}, preset {experiment.preset}, seed {experiment.seed}"
     return f"{Path(topology_file).stem}: {what}"
 
 

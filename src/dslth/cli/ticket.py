@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dslth import config
 from dslth.cli import options
 from dslth.cli.app import App
 from dslth.cli.options import JsonOption
@@ -18,7 +19,7 @@ from dslth.show.tables import new_table
 from dslth.show.words import percent, thousands
 
 if TYPE_CHECKING:
-    from dslth.learning.data import Dataset
+    from dslth.learning.dataset import Dataset
     from dslth.personal.figures import Evaluation
     from dslth.run.tickets import Ticket
 
@@ -30,12 +31,20 @@ TicketArgument = Annotated[
     Path, typer.Argument(metavar="TICKET", help="A ticket's file, of either form; or a run folder, with --peer.")
 ]
 PeerOption = Annotated[int | None, typer.Option("--peer", min=0, help="Whose ticket of a run folder.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="FILE:NAME", help="Own code that makes the ticket's network, as in nets.py:Net; it is run."
+    ),
+]
 DataDirOption = Annotated[
     Path | None, typer.Option("--data-dir", metavar="DIR", help="Folder of data sets, in place of the run's.")
 ]
 CsvOption = Annotated[
     Path | None,
-    typer.Option("--csv", metavar="FILE", help="Own data in place of the data set: bytes of an image, then its label."),
+    typer.Option(
+        "--csv", metavar="FILE", help="Own data in place of the data set: the numbers of a sample, then its label."
+    ),
 ]
 ClassesOption = Annotated[
     str, typer.Option("--classes", metavar="A,B,C", help="Only these classes of the data [default: all].")
@@ -43,9 +52,11 @@ ClassesOption = Annotated[
 
 
 @ticket_app.command()
-def show(ticket: TicketArgument, peer: PeerOption = None, as_json: JsonOption = False) -> None:
+def show(
+    ticket: TicketArgument, peer: PeerOption = None, model: ModelOption = None, as_json: JsonOption = False
+) -> None:
     """Print a ticket's seed, model, and per layer what its mask keeps; and its size in each form."""
-    opened = _opened(ticket, peer)
+    opened = _opened(ticket, peer, model)
 
     from dslth.personal import figures  # torch is heavy: loaded only when needed
 
@@ -55,14 +66,14 @@ def show(ticket: TicketArgument, peer: PeerOption = None, as_json: JsonOption = 
             "peer": opened.peer,
             "seed": experiment.seed,
             "model": experiment.model.model_dump(mode="json"),
-            "data": experiment.data.name,
+            "data": experiment.data.title,
             "digest": opened.mask.digest,
             "layers": [layer.record() for layer in layers],
             "bytes": sizes,
         }
         print(json.dumps(record))  # noqa: T201
         return
-    what = f"{experiment.model.name} for {experiment.data.name}, preset {experiment.preset}, seed {experiment.seed}"
+    what = f"{experiment.model.title} for {experiment.data.title}, preset {experiment.preset}, seed {experiment.seed}"
     table = new_table(
         f"ticket of peer {opened.peer}: {what}", "layer", "shape", "weights", "kept", "density", "filters"
     )
@@ -79,6 +90,7 @@ def show(ticket: TicketArgument, peer: PeerOption = None, as_json: JsonOption = 
 def evaluate(
     ticket: TicketArgument,
     peer: PeerOption = None,
+    model: ModelOption = None,
     data_dir: DataDirOption = None,
     csv_file: CsvOption = None,
     classes: ClassesOption = "",
@@ -88,7 +100,7 @@ def evaluate(
 
     From a run folder also on the peer's own test set, as in the run's reports.
     """
-    opened = _opened(ticket, peer)
+    opened = _opened(ticket, peer, model)
 
     from dslth.personal import figures, nets
 
@@ -100,7 +112,7 @@ def evaluate(
     if as_json:
         print(json.dumps(record.record() | ({"own": own} if own is not None else {})))  # noqa: T201
         return
-    out.print(_table(f"peer {opened.peer} on {csv_file or opened.experiment.data.name}", {"accuracy": record}))
+    out.print(_table(f"peer {opened.peer} on {csv_file or opened.experiment.data.title}", {"accuracy": record}))
     if own is not None:
         out.print(f"on the peer's own test set: {percent(own)}")
 
@@ -110,11 +122,12 @@ def predict(
     ticket: TicketArgument,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images (PNG, JPEG), or CSV files of bytes.")],
     peer: PeerOption = None,
+    model: ModelOption = None,
     as_csv: Annotated[bool, typer.Option("--as-csv", help="Print the predictions, and nothing else, as CSV.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Classify images. Image files are scaled to the network's size; a CSV file has an image a row, in bytes."""
-    opened = _opened(ticket, peer)
+    opened = _opened(ticket, peer, model)
 
     from dslth.personal import figures
 
@@ -126,9 +139,9 @@ def predict(
         writer.writeheader()
         writer.writerows(row.record() for row in rows)
     else:
-        table = new_table(f"peer {opened.peer}, {opened.experiment.model.name}", "image", "class", "probability")
+        table = new_table(f"peer {opened.peer}, {opened.experiment.model.title}", "image", "class", "probability")
         for row in rows:
-            table.add_row(row.name, str(row.label), percent(row.probability))
+            table.add_row(row.name, row.word or str(row.label), percent(row.probability))
         out.print(table)
 
 
@@ -136,6 +149,7 @@ def predict(
 def export(
     ticket: TicketArgument,
     peer: PeerOption = None,
+    model: ModelOption = None,
     onnx: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write an ONNX model: bytes of images in, logits out; checked if possible."),
@@ -155,10 +169,10 @@ def export(
     """Write a ticket in forms that leave the house."""
     if onnx is dense is compact is smaller is None:
         raise ConfigError("name a file to write with --onnx, --dense, --compact or --smaller")
-    opened = _opened(ticket, peer)
+    opened = _opened(ticket, peer, model)
 
     from dslth.personal import compact as packed
-    from dslth.personal import export, nets
+    from dslth.personal import export, inputs, nets
 
     if compact is not None:
         _written(compact, packed.store(opened, compact))
@@ -166,14 +180,14 @@ def export(
         _written(dense, export.store_dense(opened, dense))
     if onnx is smaller is None:
         return
-    net, images = nets.dense(opened), export.test_images(opened, data_dir)
+    net, given, images = nets.dense(opened), inputs.inputs_of(opened), export.test_images(opened, data_dir)
     models = {onnx: net} if onnx is not None else {}
     if smaller is not None:
         models[smaller], figures = export.shrink(net, images)
         out.print(str(figures), soft_wrap=True)
-    for path, model in models.items():
-        _written(path, export.store_onnx(model, images.shape[1:], path), f"ONNX, opset {export.OPSET}")
-        out.print(str(export.check_onnx(net, path, images) or export.UNCHECKED), soft_wrap=True)
+    for path, small in models.items():
+        _written(path, export.store_onnx(small, given, path), f"ONNX, opset {export.OPSET}")
+        out.print(str(export.check_onnx(net, given, path, images) or export.UNCHECKED), soft_wrap=True)
 
 
 @ticket_app.command()
@@ -181,6 +195,7 @@ def apply(
     ticket: TicketArgument,
     out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The new ticket, as safetensors.")],
     peer: PeerOption = None,
+    model: ModelOption = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to learn, alone; as many local steps as in the run.")] = 20,
     lr: Annotated[
         float | None, typer.Option(min=1e-9, metavar="LR", help="Learning rate, in place of the run's.")
@@ -195,7 +210,7 @@ def apply(
     It starts from scores that give the ticket's mask, and keeps as many weights of each layer. Local data are the
     training images of its data set, or own data of which every fifth image is for testing.
     """
-    opened = _opened(ticket, peer)
+    opened = _opened(ticket, peer, model)
 
     from dslth.personal import apply, figures, nets
     from dslth.run import tickets
@@ -212,7 +227,7 @@ def apply(
         print(json.dumps(record))  # noqa: T201
         return
     out.print(_table(f"peer {opened.peer}, {rounds} rounds", {"before": before, "after": after}))
-    taught = f"taught on {len(dataset.train_labels):,} images of {csv_file or opened.experiment.data.name}"
+    taught = f"taught on {len(dataset.train_labels):,} images of {csv_file or opened.experiment.data.title}"
     out.print(f"{out_file}: {taught}, {percent(flips)} of the mask flipped", soft_wrap=True)
 
 
@@ -220,8 +235,8 @@ def _written(path: Path, size: int, what: str = "") -> None:
     out.print(f"{path}: {size:,} bytes{what and f', {what}'}", soft_wrap=True)
 
 
-def _opened(path: Path, peer: int | None) -> "Ticket":
-    """Read the ticket that is meant."""
+def _opened(path: Path, peer: int | None, model: str | None) -> "Ticket":
+    """Read the ticket that is meant; ``model`` makes its network if that is own code."""
     if path.is_dir():
         if peer is None:
             raise ConfigError(f"{path} is a run folder; say whose ticket of it with --peer")
@@ -231,7 +246,7 @@ def _opened(path: Path, peer: int | None) -> "Ticket":
 
     from dslth.personal import compact
 
-    return compact.load(path)
+    return compact.load(path, model and config.model_name(model))
 
 
 def _data(ticket: "Ticket", data_dir: Path | None, csv_file: Path | None, classes: str) -> "Dataset":
@@ -243,9 +258,9 @@ def _data(ticket: "Ticket", data_dir: Path | None, csv_file: Path | None, classe
     except ValueError:
         raise ConfigError(f"--classes {classes[:40]}: expected numbers, as in 0,3,5") from None
     if csv_file is not None:
-        dataset = inputs.read_labelled(csv_file, inputs.shape_of(ticket), ticket.shapes[-1][0])
+        dataset = inputs.read_labelled(csv_file, inputs.inputs_of(ticket))
     else:
-        dataset = inputs.read_dataset(ticket.experiment.data, data_dir)
+        dataset = inputs.read_dataset(ticket, data_dir)
     if dataset.note:
         err.print(f"note: {dataset.note}")
     return inputs.chosen(dataset, wanted)

@@ -22,12 +22,13 @@ from dslth.config.schema import (
     DataConfig,
     DeviceConfig,
     GraphFile,
+    ListsPartition,
     RunConfig,
     Settings,
 )
 from dslth.errors import ConfigError, MissingFileError
 
-__all__ = ["data_folder", "keys_folder", "load", "merge", "parse", "read", "read_counts", "shipped"]
+__all__ = ["data_folder", "keys_folder", "load", "merge", "parse", "read", "read_counts", "read_lists", "shipped"]
 
 Of = TypeVar("Of", bound=Settings)
 Folder = Literal["topologies", "peers", "experiments", "studies"]
@@ -103,16 +104,21 @@ def _standing_alone(run: RunConfig, folder: Path) -> RunConfig:
         graph = run.graph.model_copy(update={"file": str(folder / run.graph.file)})
         run = run.model_copy(update={"graph": graph})
     data = run.experiment.data
+    if data.path is not None:
+        data = data.model_copy(update={"path": os.path.abspath(folder / data.path)})
     partition = data.partition
-    if isinstance(partition, CountsPartition):
+    if isinstance(partition, CountsPartition | ListsPartition):
         if (partition.file is None) == (partition.table is None):
             raise ConfigError("experiment.data.partition: give either 'file' or 'table', or --partition")
         if partition.file is not None:
-            table = read_counts(folder / partition.file)
-            partition = partition.model_copy(update={"file": None, "table": table})
+            read = read_counts if isinstance(partition, CountsPartition) else read_lists
+            partition = partition.model_copy(update={"file": None, "table": read(folder / partition.file)})
             data = data.model_copy(update={"partition": partition})
-            run = run.model_copy(update={"experiment": run.experiment.model_copy(update={"data": data})})
-    return run
+    model = run.experiment.model
+    file, _, factory = model.name.rpartition(":")
+    if file.endswith(".py"):
+        model = model.model_copy(update={"name": f"{os.path.abspath(folder / file)}:{factory}"})
+    return run.model_copy(update={"experiment": run.experiment.model_copy(update={"data": data, "model": model})})
 
 
 def read(path: Path | str, folder: Folder, what: str, of: type[Of]) -> Of:
@@ -126,19 +132,33 @@ def read(path: Path | str, folder: Folder, what: str, of: type[Of]) -> Of:
 
 def read_counts(path: Path) -> tuple[tuple[int, ...], ...]:
     """Read a counts table: whitespace-separated integers, a row per peer, a column per class."""
-    rows: list[tuple[int, ...]] = []
+    rows = _rows(path, "a counts table")
+    for number, row in rows.items():
+        if len(row) != len(next(iter(rows.values()))):
+            raise ConfigError(f"{path}:{number}: rows must be equally long")
+    return tuple(rows.values())
+
+
+def read_lists(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Read lists of samples: whitespace-separated integers, a line per peer."""
+    return tuple(_rows(path, "a file of lists").values())
+
+
+def _rows(path: Path, what: str) -> dict[int, tuple[int, ...]]:
+    """Return the lines that are not empty, by line number."""
+    rows: dict[int, tuple[int, ...]] = {}
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         try:
             row = tuple(int(word) for word in line.split())
         except ValueError:
-            raise ConfigError(f"{path}:{number}: a counts table holds whole numbers only") from None
-        if not all(0 <= count <= MOST for count in row) or (rows and row and len(row) != len(rows[0])):
-            raise ConfigError(f"{path}:{number}: rows must be equally long and counts from 0 to {MOST}")
+            raise ConfigError(f"{path}:{number}: {what} holds whole numbers only") from None
+        if not all(0 <= value <= MOST for value in row):
+            raise ConfigError(f"{path}:{number}: numbers must be from 0 to {MOST}")
         if row:
-            rows.append(row)
+            rows[number] = row
     if not rows:
-        raise ConfigError(f"{path}: the counts table is empty")
-    return tuple(rows)
+        raise ConfigError(f"{path}: {what} with no line of numbers")
+    return rows
 
 
 def _with_profile(peer: Any, entry: Any, topology: Path) -> Any:
@@ -219,6 +239,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key, {})
+        if key == "data" and isinstance(value, dict) and isinstance(below, dict) and {"name", "path"} & value.keys():
+            below = {k: v for k, v in below.items() if k not in ("name", "path")}  # either may name the data
         if key == "density" or not isinstance(value, dict):
             merged[key] = value
         elif isinstance(below, dict):

@@ -8,10 +8,23 @@ import re
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from math import exp
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
 from dslth.config.names import (
     CodecName,
@@ -34,12 +47,13 @@ __all__ = [
     "AlgorithmConfig",
     "ByKind",
     "ClassesPartition",
+    "ClientsPartition",
     "CountsPartition",
     "DataConfig",
+    "DealtPartition",
     "Density",
     "DeviceConfig",
     "DirichletPartition",
-    "DisjointPartition",
     "DrawnPartition",
     "Edges",
     "ErdosRenyi",
@@ -49,11 +63,14 @@ __all__ = [
     "GraphFile",
     "Grid",
     "IidPartition",
+    "Inputs",
     "Line",
     "LinkConfig",
     "LinkSetting",
+    "ListsPartition",
     "ModelConfig",
     "NetworkConfig",
+    "OwnPartition",
     "PartitionConfig",
     "PeerConfig",
     "RandomRegular",
@@ -67,6 +84,7 @@ __all__ = [
     "computing_device",
     "full_address",
     "identity",
+    "model_name",
 ]
 
 MOST = 2**31 - 1
@@ -347,37 +365,181 @@ class DrawnPartition(Settings):
     samples: Positive
 
 
-DisjointPartition = IidPartition | ClassesPartition | DirichletPartition | CountsPartition
-PartitionConfig = Annotated[DisjointPartition | DrawnPartition, Field(discriminator="kind")]
+class ClientsPartition(Settings):
+    """Natural clients: each sample belongs to one, which the column ``data.client`` names.
+
+    The clients in sorted order are peers 0, 1, 2 ...; more clients than peers begin at peer 0 again. Test samples
+    belong to clients likewise.
+    """
+
+    kind: Literal["clients"]
+
+
+class ListsPartition(Settings):
+    """The training samples of each peer by their numbers: ``file`` has a line per peer, as in ``0 3 17``."""
+
+    kind: Literal["lists"]
+    file: Text | None = None
+    table: tuple[tuple[Count, ...], ...] | None = None
+
+
+class OwnPartition(Settings):
+    """Each peer has data of its own, at a ``data.path`` with ``{id}`` in it; it learns from all of them."""
+
+    kind: Literal["own"]
+
+
+DealtPartition = IidPartition | ClassesPartition | DirichletPartition | CountsPartition
+"""Partitions that give each peer a number of samples of each class."""
+PartitionConfig = Annotated[
+    DealtPartition | DrawnPartition | ClientsPartition | ListsPartition | OwnPartition, Field(discriminator="kind")
+]
+
+
+class Inputs(Settings):
+    """What a network is shown, and how many classes it tells apart: of own data, in hellos and in tickets.
+
+    ``number``: bytes (uint8), which a network gets as floats in [-1, 1], features (float32), of which it gets
+    ``(feature - mean) / deviation``, or tokens (int64).
+    """
+
+    shape: tuple[Positive, ...]
+    number: Literal["uint8", "float32", "int64"]
+    classes: Positive
+    names: tuple[Text, ...] = ()
+    mean: tuple[float, ...] = ()
+    deviation: tuple[Annotated[float, Field(gt=0)], ...] = ()
+
+    def __str__(self) -> str:
+        """Say what fits together: all but the figures of the features."""
+        return f"{self.number} {'x'.join(map(str, self.shape))}, {self.classes} classes {' '.join(self.names)}".strip()
 
 
 class DataConfig(Settings):
     """Which data, who gets what, and how many test samples are used (at most, per peer and test set).
+
+    ``name`` is that of a data set which dslth knows; ``folder`` is where it lies, or is downloaded to.
+
+    ``path`` is that of own data, in place of a name: a file (``.npz``, ``.csv``, ``.parquet``) or a folder (of images,
+    or with a ``train`` and a ``test`` file); ``{id}`` in it stands for a peer, so that each has its own. In a table,
+    ``label`` is the column of classes, and ``client`` that of the client whom a sample belongs to. ``classes``: how
+    many there are, or their names; needed only where no peer sees them all. ``shape``: of one sample, such as channels,
+    height and width; ``tokens``: samples are whole numbers for an embedding, not features.
 
     ``validation``: share of its own training samples that a peer holds out, never learns from, and is evaluated on in
     place of the test samples, which nobody looks at then: for choosing settings. It is evaluated on all of them.
     """
 
     name: DataName = DataName.DIGITS
+    path: Text | None = None
+    label: Text = "label"
+    client: Text | None = None
+    classes: Positive | Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    shape: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=8)] | None = None
+    tokens: bool = False
     partition: PartitionConfig = ClassesPartition(kind="classes", classes_per_peer=4)
     test_samples: Positive = 500
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     folder: Text | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(path := raw.get("path"), str):
+            if "name" in raw:
+                raise ValueError("name is that of a data set that dslth knows, path that of own data: give one of them")
+            return {"partition": {"kind": "own"}} | raw if "{id}" in path else raw
+        return raw
+
     @model_validator(mode="after")
-    def _held_out_of_own_samples(self) -> "DataConfig":
+    def _fitting(self) -> "DataConfig":
         if self.validation and self.partition.kind == "drawn":
             raise ValueError("validation needs samples that no other peer learns from: a partition that is not drawn")
+        if self.each_its_own != (self.partition.kind == "own"):
+            raise ValueError("a path with {id} and the partition kind 'own' go together: each peer has its own data")
+        if self.partition.kind == "clients" and self.path is None:
+            raise ValueError("the partition kind 'clients' needs own data, with a path and a client column")
+        given = [key for key in ("client", "classes", "shape", "tokens") if getattr(self, key)]
+        if given and self.path is None:
+            raise ValueError(f"{given[0]} is a key of own data, which are named by path")
         return self
+
+    @model_serializer(mode="wrap")
+    def _one_place_only(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what does not count: settings of older tickets and runs stay as they were."""
+        written: dict[str, Any] = write(self)
+        own = ("path", "label", "client", "classes", "shape", "tokens")
+        for key in own if self.path is None else ("name", "folder"):
+            written.pop(key, None)
+        return written
+
+    @property
+    def title(self) -> str:
+        """What people call the data: the data set's name, or that of the file or folder."""
+        return self.name if self.path is None else PurePath(self.path).name
+
+    @property
+    def each_its_own(self) -> bool:
+        """Whether each peer has data that no other peer sees."""
+        return self.path is not None and "{id}" in self.path
+
+    def of(self, peer: int) -> "DataConfig":
+        """Return the settings with the path of a peer's own data."""
+        if self.path is None:
+            return self
+        return self.model_copy(update={"path": self.path.replace("{id}", str(peer))})
+
+
+def model_name(name: Any) -> Any:
+    """Return the name of a network of the zoo, or of own code; raises ValueError if it is neither."""
+    if isinstance(name, str) and name in list(ModelName):
+        return ModelName(name)
+    if not isinstance(name, str) or not re.fullmatch(r"[^:\0]*:[A-Za-z_]\w*", name):
+        raise ValueError(f"expected {', '.join(ModelName)}, or own code as in package.module:Net or ./nets.py:Net")
+    return name
 
 
 class ModelConfig(Settings):
-    """A network of the zoo, and how its frozen weights are drawn."""
+    """A network of the zoo, or one's own; and how its frozen weights are drawn.
 
-    name: ModelName = ModelName.CNN
+    An own one is named by what makes it: a class or function of a module that Python can import, or of a file beside
+    the topology file. It is called with the ``options`` and, if it has parameters of these names, ``shape`` (of one
+    sample) and ``classes``. ``norm`` and ``output_elu`` are for the zoo.
+    """
+
+    name: Annotated[
+        ModelName | str,
+        BeforeValidator(model_name),
+        WithJsonSchema({"anyOf": [{"enum": list(ModelName)}, {"type": "string", "pattern": "^.+:[A-Za-z_]\\w*$"}]}),
+    ] = ModelName.CNN
+    options: dict[Text, bool | int | float | Text | tuple[int | float | Text, ...] | None] = {}
     init: Init = Init.SIGNED
     norm: Norm = Norm.GROUP
     output_elu: bool = False
+
+    @model_validator(mode="after")
+    def _options_of_own_code(self) -> "ModelConfig":
+        if self.options and not self.own:
+            raise ValueError(f"options are those of own networks; {self.name} has none")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_options(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out options where there are none: settings of older tickets and runs stay as they were."""
+        written: dict[str, Any] = write(self)
+        if not self.options:
+            written.pop("options", None)
+        return written
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the user's own code."""
+        return not isinstance(self.name, ModelName)
+
+    @property
+    def title(self) -> str:
+        """What people call the network: its name, without the folders of a file."""
+        return PurePath(self.name).name
 
 
 class AlgorithmConfig(Settings):
@@ -557,9 +719,11 @@ def identity(run: RunConfig, edges: str) -> dict[str, str]:
 
     Peers may choose for themselves, so left out are: rounds, data folder, codec, deadline, staleness, checkpoints,
     evaluation, device, links. So are settings that came after the first version while they are off: validation,
-    ``heavy_ball``.
+    ``heavy_ball``. Where own data and own code lie and how data are read is a peer's own business: hellos say what data
+    and which layers they are.
     """
-    data = {"folder", "test_samples", *(() if run.experiment.data.validation else ("validation",))}
+    reading = ("folder", "path", "label", "client", "classes", "shape", "tokens")
+    data = {*reading, "test_samples", *(() if run.experiment.data.validation else ("validation",))}
     algorithm = set() if run.experiment.algorithm.heavy_ball else {"heavy_ball"}
     shared = run.experiment.model_dump(
         mode="json",
@@ -570,7 +734,7 @@ def identity(run: RunConfig, edges: str) -> dict[str, str]:
             ),
             True,
         )
-        | {"data": data, "algorithm": algorithm},
+        | {"data": data, "algorithm": algorithm, "model": {"name"} if run.experiment.model.own else set()},
     )
     return {"topology": edges, **dict(_flatten("", shared))}
 

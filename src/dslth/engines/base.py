@@ -9,9 +9,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dslth import keys, limits
-from dslth.config import NetworkConfig, RunConfig
+from dslth.config import Inputs, NetworkConfig, RunConfig
 from dslth.engines.turns import at_once
-from dslth.errors import DslthError, PeerFailedError
+from dslth.errors import DataError, DslthError, PeerFailedError
 from dslth.learning import data, footprint, partition
 from dslth.run.checkpoint import Checkpoints
 from dslth.run.events import Event, Finished
@@ -198,46 +198,59 @@ def preflight(
     if not virtual:
         for other in range(topology.peers):
             (run.network or NetworkConfig()).address(other)
-    note, shares = _shares(run, topology, progress)
+    divided = _Divided(run, topology, progress, peer)
     counted = here and not virtual and peer is None
-    memory = limits.check_memory(_memory(run, topology, shares), topology.peers) if counted else ""
+    memory = limits.check_memory(divided.memory, topology.peers) if counted else ""
     real = run.has_links and not virtual
     links = "links play no part in real time, only in that of --engine batched" if real else ""
-    return "; ".join(filter(None, (note, shares.note, links, memory)))
+    return "; ".join(filter(None, (*divided.notes, links, memory)))
 
 
 def predicted_memory(run: RunConfig, topology: Topology) -> int:
     """Return how many bytes of memory a run will take whose peers are all processes of this machine."""
-    return _memory(run, topology, _shares(run, topology)[1])
+    return _Divided(run, topology).memory
 
 
-def _shares(
-    run: RunConfig, topology: Topology, progress: data.Progress | None = None
-) -> tuple[str, partition.Partition]:
-    dataset = data.load(run.experiment.data, progress)
-    data.keep(run.experiment.data, dataset)  # for what runs here next
-    return dataset.note, partition.split(
-        run.experiment.data,
-        topology.peers,
-        run.experiment.seed,
-        dataset.train_labels,
-        dataset.test_labels,
-        dataset.classes,
-    )
+class _Divided:
+    """What the peers of a run, or one of them, will have of its data: read and looked at before anything starts."""
 
+    def __init__(
+        self, run: RunConfig, topology: Topology, progress: data.Progress | None = None, peer: int | None = None
+    ) -> None:
+        self._run, self._topology = run, topology
+        settings, self.notes = run.experiment.data, list[str]()
+        everybody = range(topology.peers) if peer is None else [peer]
+        first: Inputs | None = None
+        self._samples: list[tuple[int, int]] = []
+        for one in everybody if settings.each_its_own else everybody[:1]:
+            mine = settings.of(one)
+            dataset = data.load(mine, progress)
+            data.keep(mine, dataset)  # for what runs here next
+            shares = partition.divide(run.experiment, topology.peers, dataset)
+            self.notes += [note for note in (dataset.note, shares.note) if note and note not in self.notes]
+            self._samples += [(len(train), len(train) + len(test) + len(shares.common)) for train, test in shares.pairs]
+            first = first or dataset.inputs
+            if str(dataset.inputs) != str(first):
+                raise DataError(
+                    f"{mine.path}: {dataset.inputs}; those of peer {everybody[0]}: {first}; one network must fit the "
+                    "data of all peers: give data.shape and data.classes"
+                )
+        assert first is not None  # noqa: S101  (a graph has peers)
+        self._inputs = first
 
-def _memory(run: RunConfig, topology: Topology, shares: partition.Partition) -> int:
-    experiment = run.experiment
-    shape = data.DATASETS[experiment.data.name].shape
-    needed, steps = footprint.SERVER, []
-    for one in range(topology.peers):
-        samples = len(shares.train[one]) + len(shares.test[one]) + len(shares.common)
-        batch = min(run.device(one).batch or experiment.algorithm.batch, len(shares.train[one]))
-        neighbours = len(topology.neighbours(one)) if experiment.algorithm.exchange else 0
-        needed += footprint.of_peer(experiment, shape, neighbours, samples)
-        steps.append(footprint.of_step(experiment, shape, batch))
-    learning = at_once([run.device(one).threads for one in range(topology.peers)])
-    return needed + sum(sorted(steps)[-learning:])
+    @property
+    def memory(self) -> int:
+        """Bytes that the run will take if all peers are processes of this machine."""
+        experiment = self._run.experiment
+        needed, steps = footprint.SERVER, []
+        for one, (train, samples) in enumerate(self._samples):
+            device = self._run.device(one)
+            batch = min(device.batch or experiment.algorithm.batch, train)
+            neighbours = len(self._topology.neighbours(one)) if experiment.algorithm.exchange else 0
+            needed += footprint.of_peer(experiment, self._inputs, neighbours, samples)
+            steps.append(footprint.of_step(experiment, self._inputs, batch))
+        learning = at_once([self._run.device(one).threads for one in range(self._topology.peers)])
+        return needed + sum(sorted(steps)[-learning:])
 
 
 @contextmanager

@@ -114,7 +114,7 @@ class _Network(VirtualNetwork[_Peer]):
             while core.busy:
                 yield None
         device = peer.job.run.device(peer.id).kind
-        ledger.joined(experiment.model.name, known.sizes, known.training_samples, device, known.processor)
+        ledger.joined(experiment.model.title, known.sizes, known.training_samples, device, known.processor)
         while core.round < experiment.rounds:
             core.catch_up()
             asked = self._workers.learn(peer.id, core.round, received, evaluate=self._evaluates(peer))

@@ -156,7 +156,9 @@ class Processes:
 
 
 def _shared(settings: DataConfig) -> Shared | None:
-    """Read the data set for all peers; None if each must read it for itself, and will say what is wrong with it."""
+    """Read the data set for all peers; None if each must read its own, or will say what is wrong with it."""
+    if settings.each_its_own:
+        return None
     with suppress(OSError, DataError):
         return Shared(data.load(settings))
     return None

@@ -1,4 +1,4 @@
-"""The data sets: found in a folder or downloaded, checked, and held as bytes."""
+"""The data sets that dslth knows by name: found in a folder or downloaded, checked, and held as bytes."""
 
 import gzip
 import hashlib
@@ -13,18 +13,18 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dslth import config, files
 from dslth.config import DataName
 from dslth.errors import DataError
+from dslth.learning import own_data
+from dslth.learning.dataset import CLASSES, Dataset, Images, Labels
 from dslth.learning.pickled import read_batch
 
 __all__ = [
     "CIFAR10_ARCHIVE",
     "DATASETS",
     "IDX_FILES",
-    "Dataset",
     "Remote",
     "Source",
     "download",
@@ -33,11 +33,8 @@ __all__ = [
     "load",
 ]
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
-CLASSES = 10
 DEBIAN = Path("/usr/share/datasets")
 TIMEOUT = 20.0
 """Seconds without a byte after which a download is given up."""
@@ -45,21 +42,6 @@ MOST_BYTES = 1 << 28
 """Of a file, unpacked; the largest, CIFAR-10's archive, has 170 MB."""
 CIFAR10_BATCHES, CIFAR10_BATCH = 5, 10_000
 """Training batches of the whole CIFAR-10, which also has one of test images, and the images of each batch."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Images are uint8 (n, channels, height, width), labels int64 (n,) in 0 .. classes-1.
-
-    ``note`` tells the user what part of the data set is missing, if any.
-    """
-
-    train_images: Images
-    train_labels: Labels
-    test_images: Images
-    test_labels: Labels
-    classes: int = CLASSES
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,15 +90,19 @@ def load(settings: config.DataConfig, progress: Progress | None = None) -> Datas
 
     Those are the data folder (``data.folder``, ``DSLTH_DATA_DIR`` or the user's cache) and its subfolder with the data
     set's name; for MNIST and Fashion-MNIST also Debian's ``/usr/share/datasets``. ``progress(name, done, total)`` is
-    called as bytes arrive. What was kept is not read again.
+    called as bytes arrive. With ``data.path`` it is the user's own. What was kept is not read again.
 
     Raises DataError.
     """
-    return _kept.pop(_key(settings), None) or DATASETS[settings.name].read(settings, progress)
+    if (kept := _kept.pop(_key(settings), None)) is not None:
+        return kept
+    return own_data.read(settings) if settings.path is not None else DATASETS[settings.name].read(settings, progress)
 
 
 def find(settings: config.DataConfig) -> Path | None:
     """Return the file or folder that a data set would be read from; None if it would be downloaded first."""
+    if settings.path is not None:
+        return Path(settings.path)
     return DATASETS[settings.name].find(settings)
 
 
@@ -126,11 +112,17 @@ def keep(settings: config.DataConfig, dataset: Dataset) -> None:
     _kept[_key(settings)] = dataset
 
 
-_kept: dict[tuple[DataName, Path], Dataset] = {}
+_kept: dict[str, Dataset] = {}
 
 
-def _key(settings: config.DataConfig) -> tuple[DataName, Path]:
-    return settings.name, config.data_folder(settings)
+def _key(settings: config.DataConfig) -> str:
+    """Return what is read, whoever is given what of it."""
+    read = (
+        settings
+        if settings.path is not None
+        else settings.model_copy(update={"folder": str(config.data_folder(settings))})
+    )
+    return read.model_dump_json(exclude={"partition", "test_samples", "validation"})
 
 
 # --- digits ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The zoo: plain torch modules whose convolution and linear weights get masked; nothing else in them learns."""
 
 from collections.abc import Callable, Mapping
+from math import prod
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,12 +26,11 @@ def _convolution(
     return [convolution, InPlace(*activated, pool)]
 
 
-def _mlp(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
-    c, h, w = shape
-    return [nn.Flatten(), nn.Linear(c * h * w, 256), nn.ELU(), nn.Linear(256, 128), nn.ELU(), nn.Linear(128, classes)]
+def _mlp(config: ModelConfig, shape: tuple[int, ...], classes: int) -> list[nn.Module]:
+    return [nn.Flatten(), nn.Linear(prod(shape), 256), nn.ELU(), nn.Linear(256, 128), nn.ELU(), nn.Linear(128, classes)]
 
 
-def _cnn(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
+def _cnn(config: ModelConfig, shape: tuple[int, ...], classes: int) -> list[nn.Module]:
     """Build the paper's net on 3x32x32; on smaller images the same design with fewer or smaller convolutions."""
     channels, side, _ = shape
     layers: list[nn.Module] = []
@@ -65,7 +65,7 @@ class _Residual(nn.Module):
         return F.elu(shortcut + self.body(x))
 
 
-def _resnet8(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
+def _resnet8(config: ModelConfig, shape: tuple[int, ...], classes: int) -> list[nn.Module]:
     return [
         nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), InPlace(_norm(config, 16, 1e-4), Elu()),
         _Residual(config, 16, 16, 1), _Residual(config, 16, 32, 2), _Residual(config, 32, 64, 2),
@@ -73,7 +73,7 @@ def _resnet8(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> 
     ]  # fmt: skip
 
 
-MODELS: Mapping[ModelName, Callable[[ModelConfig, tuple[int, int, int], int], list[nn.Module]]] = {
+MODELS: Mapping[ModelName, Callable[[ModelConfig, tuple[int, ...], int], list[nn.Module]]] = {
     ModelName.MLP: _mlp,
     ModelName.CNN: _cnn,
     ModelName.RESNET8: _resnet8,
@@ -84,10 +84,10 @@ if MODELS.keys() != set(ModelName):
     raise AssertionError("networks and their names differ")
 
 
-def build(config: ModelConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Make a network for images of ``shape`` (channels, height, width); weights are not set yet.
+def build(config: ModelConfig, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Make a network of the zoo for images of ``shape`` (channels, side, side); weights are not set yet.
 
     Output: logits (n, classes). With ``output_elu`` the last layer passes an ELU, as in the authors' code.
     """
-    layers = MODELS[config.name](config, shape, classes)
+    layers = MODELS[ModelName(config.name)](config, shape, classes)
     return nn.Sequential(*layers, *([nn.ELU()] if config.output_elu else []))

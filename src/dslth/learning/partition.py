@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from dslth import config
 from dslth.errors import ConfigError, DataError
+from dslth.learning.dataset import Dataset
 from dslth.seeds import Stream
 
-__all__ = ["VALIDATED", "Partition", "split"]
+__all__ = ["VALIDATED", "Partition", "divide", "split"]
 
 Indices = NDArray[np.int64]
 
@@ -22,7 +23,8 @@ class Partition:
     """Sample indices: ``train[i]`` and ``test[i]`` of peer i, ``common`` the test set that all peers share.
 
     With ``data.validation`` the latter two are training samples: all that the peer holds out, and some of any peer's.
-    ``note`` says so, and if a counts table was scaled down to the data.
+    ``common`` is empty where each peer has data of its own. ``note`` says if training samples are held out, and if a
+    counts table was scaled down to the data.
     """
 
     train: tuple[Indices, ...]
@@ -30,31 +32,62 @@ class Partition:
     common: Indices
     note: str = ""
 
+    @property
+    def pairs(self) -> list[tuple[Indices, Indices]]:
+        """The training and the own test samples of each peer."""
+        return list(zip(self.train, self.test, strict=True))
+
+
+def divide(experiment: config.ExperimentConfig, peers: int, dataset: Dataset) -> Partition:
+    """Divide a data set among the peers of a run; raises what ``split`` does."""
+    labels, clients = (dataset.train_labels, dataset.test_labels), (dataset.train_clients, dataset.test_clients)
+    return split(experiment.data, peers, experiment.seed, *labels, dataset.classes, clients)
+
 
 def split(
-    data: config.DataConfig, peers: int, seed: int, train_labels: Indices, test_labels: Indices, classes: int
+    data: config.DataConfig,
+    peers: int,
+    seed: int,
+    train_labels: Indices,
+    test_labels: Indices,
+    classes: int,
+    clients: tuple[Indices | None, Indices | None] = (None, None),
 ) -> Partition:
-    """Divide the samples among the peers, in the same way for the same seed.
+    """Divide the samples among the peers, in the same way for the same seed; ``clients`` of training and test samples.
 
-    Raises DataError if a peer would get no training, test or validation sample, ConfigError if a counts table does not
-    fit the number of peers or classes.
+    Data of a peer's own are those of one peer, number 0.
+
+    Raises DataError if a peer would get no training, test or validation sample, ConfigError if a counts table or lists
+    do not fit the number of peers or classes.
     """
     pools = _by_class(train_labels, classes, Stream(seed, "partition", "train"))
-    partition = data.partition
-    train, note = (
-        (_drawn(partition, peers, pools, seed), "")
-        if isinstance(partition, config.DrawnPartition)
-        else _disjoint(partition, peers, pools, seed)
-    )
+    own_test: tuple[Indices, ...] | None = None
+    note = ""
+    match data.partition:
+        case config.DrawnPartition() as partition:
+            train = _drawn(partition, peers, pools, seed)
+        case config.ListsPartition() as partition:
+            train = _listed(partition, peers, len(train_labels))
+        case config.ClientsPartition():
+            train, own_test = _by_client(peers, clients)
+        case config.OwnPartition():
+            peers, train, own_test = 1, (np.arange(len(train_labels)),), (np.arange(len(test_labels)),)
+        case partition:
+            train, note = _dealt(partition, peers, pools, seed)
     if data.validation:
         divided = [_held_out(mine, train_labels, data.validation, seed, peer) for peer, mine in enumerate(train)]
         train, test = (tuple(parts) for parts in zip(*divided, strict=True))
         everything, note = np.concatenate(test), "; ".join(filter(None, (note, VALIDATED)))
+    elif own_test is not None:
+        test = tuple(_some(mine, data.test_samples, seed, peer) for peer, mine in enumerate(own_test))
+        everything = np.arange(len(test_labels))
     else:
         counts = [np.bincount(train_labels[mine], minlength=classes) for mine in train]
         test_pools = _by_class(test_labels, classes, Stream(seed, "partition", "test"))
         test = tuple(_alike(counts[i], test_pools, data.test_samples, i) for i in range(peers))
         everything = np.arange(len(test_labels))
+    if data.each_its_own:
+        everything = everything[:0]  # nobody has all data
     order = Stream(seed, "partition", "common").permutation(len(everything))
     return Partition(train, test, np.sort(everything[order[: data.test_samples]]), note)
 
@@ -75,8 +108,45 @@ def _drawn(partition: config.DrawnPartition, peers: int, pools: Sequence[Indices
     return tuple(train)
 
 
-def _disjoint(
-    partition: config.DisjointPartition, peers: int, pools: Sequence[Indices], seed: int
+def _listed(partition: config.ListsPartition, peers: int, samples: int) -> tuple[Indices, ...]:
+    """Return the lists of sample numbers."""
+    lists = [np.unique(np.array(line, np.int64)) for line in partition.table or ()]
+    if len(lists) != peers:
+        raise ConfigError(f"experiment.data.partition: {len(lists)} lists of samples for {peers} peers; give one each")
+    for peer, mine in enumerate(lists):
+        if not len(mine) or mine[-1] >= samples:
+            what = f"lists sample {mine[-1]}; the last one is {samples - 1}" if len(mine) else "has no sample"
+            raise ConfigError(f"experiment.data.partition: peer {peer} {what}")
+    return tuple(lists)
+
+
+def _by_client(
+    peers: int, clients: tuple[Indices | None, Indices | None]
+) -> tuple[tuple[Indices, ...], tuple[Indices, ...]]:
+    """Return the training and test samples of each peer's clients."""
+    known = [part for part in clients if part is not None]
+    if len(known) < 2:
+        raise DataError("experiment.data.partition: these data do not say whose a sample is; name a column with client")
+    names = np.unique(np.concatenate(known))
+    train, test = (
+        [np.flatnonzero(np.searchsorted(names, part) % peers == peer) for peer in range(peers)] for part in known
+    )
+    for peer in range(peers):
+        if not len(train[peer]) or not len(test[peer]):
+            raise DataError(
+                f"experiment.data.partition: peer {peer} would get {len(train[peer])} training and {len(test[peer])} "
+                f"test samples of {len(names)} clients; use fewer peers, or leave out clients with so few samples"
+            )
+    return tuple(train), tuple(test)
+
+
+def _some(mine: Indices, at_most: int, seed: int, peer: int) -> Indices:
+    """Draw test samples of a peer."""
+    return np.sort(mine[Stream(seed, "partition", "test", peer).permutation(len(mine))[:at_most]])
+
+
+def _dealt(
+    partition: config.DealtPartition, peers: int, pools: Sequence[Indices], seed: int
 ) -> tuple[tuple[Indices, ...], str]:
     """Deal the samples of each class; return them by peer, and a note for people."""
     available = np.array([int(len(pool) * (1 if partition.kind == "counts" else partition.fraction)) for pool in pools])
@@ -116,7 +186,7 @@ def _by_class(labels: Indices, classes: int, stream: Stream) -> list[Indices]:
     return [order[labels[order] == c] for c in range(classes)]
 
 
-def _counts(partition: config.DisjointPartition, peers: int, available: Indices, stream: Stream) -> tuple[Indices, str]:
+def _counts(partition: config.DealtPartition, peers: int, available: Indices, stream: Stream) -> tuple[Indices, str]:
     """Return the numbers of training samples, a row per peer, a column per class."""
     classes = len(available)
     match partition:

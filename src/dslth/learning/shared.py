@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dslth.learning.data import Dataset
+from dslth.learning.dataset import Dataset
 
 __all__ = ["Shared"]
 
@@ -22,7 +22,7 @@ class Shared:
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        arrays = {name: value for name, value in _items(dataset) if isinstance(value, np.ndarray)}
+        arrays = dataset.arrays()
         self._rest = {name: value for name, value in _items(dataset) if name not in arrays}
         self._places = {}
         size = 0

@@ -17,6 +17,7 @@ from dslth.masks import largest
 from dslth.seeds import Stream
 
 __all__ = [
+    "LAYERS",
     "FrozenNet",
     "bernoulli_masks",
     "densities",
@@ -25,15 +26,27 @@ __all__ = [
     "freeze",
     "initial_scores",
     "kept",
+    "masked",
     "structured",
     "top_k",
     "unit_scores",
 ]
 
 
+LAYERS = (
+    nn.Linear,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Embedding, nn.MultiheadAttention),
+)
+"""Layers whose weights get masked."""
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Of attention; the last one, ``out_proj``, is a linear layer in it."""
+
+
 @dataclass(frozen=True)
 class FrozenNet:
-    """A network whose convolution and linear ``weights`` (one tensor per layer, in order) never change."""
+    """A network whose ``weights`` (one tensor per masked layer, in order; ``names`` are theirs) never change."""
 
     module: nn.Module
     names: tuple[str, ...]
@@ -50,27 +63,54 @@ class FrozenNet:
         return tuple(weight.numel() for weight in self.weights)
 
 
+def masked(module: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Return the weights of a module that get masked, by name, each with its layer.
+
+    They are those of linear, convolution and embedding layers, and attention's projections. One that layers share is
+    there once.
+    """
+    found: dict[str, tuple[nn.Module, Tensor]] = {}
+    seen = set()
+    for prefix, layer in module.named_modules():
+        for name in PROJECTIONS if isinstance(layer, nn.MultiheadAttention) else ("weight",):
+            weight = layer._parameters.get(name) if isinstance(layer, LAYERS) else None
+            if weight is not None and id(weight) not in seen:
+                found[f"{prefix}.{name}" if prefix else name] = layer, weight
+                seen.add(id(weight))
+    return found
+
+
 def freeze(module: nn.Module, seed: int, init: Init, density: config.Density, device: str = "cpu") -> FrozenNet:
     """Draw a module's weights and biases from the run's seed alone, the same on any machine; freeze them on a device.
 
     ``default``: uniform in +-1/sqrt(fan_in), torch's own initialisation. ``signed``: +-sqrt(2 / (fan_in * k)), the
     signed Kaiming constant of Ramanujan et al. 2020 (biases 0); ``k`` is the run's density, not one peer's.
     """
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
-    names = tuple(f"{name}.weight" for name in layers)
-    shapes = [tuple(layer.weight.shape) for layer in layers.values()]
-    for number, (layer, k) in enumerate(zip(layers.values(), densities(density, shapes), strict=True)):
-        shape = tuple(layer.weight.shape)
-        fan_in = prod(shape[1:])
+    layers = masked(module)
+    shapes = [tuple(weight.shape) for _, weight in layers.values()]
+    for number, ((layer, parameter), k) in enumerate(zip(layers.values(), densities(density, shapes), strict=True)):
+        shape, fan_in = tuple(parameter.shape), _fan_in(layer, parameter)
         uniform = 2 * Stream(seed, "weights", number).uniform(*shape) - 1
         sign = np.where(uniform < 0, -1.0, 1.0)
         weight = sign * sqrt(2 / (fan_in * k)) if init == Init.SIGNED else uniform / sqrt(fan_in)
-        layer.weight.data = torch.from_numpy(weight.astype(np.float32))
-        if layer.bias is not None:
-            bias = (2 * Stream(seed, "bias", number).uniform(shape[0]) - 1) / np.float32(sqrt(fan_in))
+        parameter.data = torch.from_numpy(weight.astype(np.float32))
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            parameter.data[layer.padding_idx] = 0  # what fills up a sequence says nothing
+        if getattr(layer, "bias", None) is not None:
+            assert isinstance(layer.bias, Tensor)  # noqa: S101
+            bias = (2 * Stream(seed, "bias", number).uniform(*layer.bias.shape) - 1) / np.float32(sqrt(fan_in))
             layer.bias.data = torch.from_numpy(bias if init == Init.DEFAULT else np.zeros_like(bias))
     module.requires_grad_(requires_grad=False).eval().to(device)
-    return FrozenNet(module, names, tuple(layer.weight.data for layer in layers.values()))
+    return FrozenNet(module, tuple(layers), tuple(weight.data for _, weight in layers.values()))
+
+
+def _fan_in(layer: nn.Module, weight: Tensor) -> int:
+    """Count the weights that add up to one number of a layer's output."""
+    if isinstance(layer, nn.Embedding):
+        return 1
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return weight.shape[0] // layer.groups * prod(weight.shape[2:])
+    return prod(weight.shape[1:])
 
 
 def densities(density: config.Density, shapes: Sequence[tuple[int, ...]]) -> tuple[float, ...]:

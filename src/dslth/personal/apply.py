@@ -12,7 +12,7 @@ from dslth.config import ExperimentConfig, Scores
 from dslth.errors import DataError
 from dslth.learner import normalised, threads
 from dslth.learning import supermask
-from dslth.learning.data import Images, Labels
+from dslth.learning.dataset import Labels, Values
 from dslth.masks import BitMask
 from dslth.personal import nets
 from dslth.run.tickets import Ticket
@@ -21,7 +21,7 @@ from dslth.seeds import Stream
 __all__ = ["fine_tuned", "scores_of"]
 
 
-def fine_tuned(ticket: Ticket, images: Images, labels: Labels, rounds: int, lr: float | None = None) -> Ticket:
+def fine_tuned(ticket: Ticket, images: Values, labels: Labels, rounds: int, lr: float | None = None) -> Ticket:
     """Return a ticket that has learned ``rounds`` times the run's local steps on images (n, c, h, w), labels (n,).
 
     Density, minibatch and weight decay are the run's, as is ``lr`` unless given. Raises DataError without images.

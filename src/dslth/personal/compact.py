@@ -14,7 +14,7 @@ integers big-endian::
 """
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePath
 from struct import Struct
 from typing import Annotated
 
@@ -24,11 +24,12 @@ from dslth import files
 from dslth.coding import codecs
 from dslth.coding.forecast import Forecast
 from dslth.coding.history import History
-from dslth.config import MOST, CodecName, ExperimentConfig, Scores, Settings
+from dslth.config import MOST, CodecName, ExperimentConfig, Inputs, Scores, Settings
 from dslth.errors import MissingFileError, OutputError
-from dslth.learning import supermask
+from dslth.learning import networks, supermask
 from dslth.learning.supermask import FrozenNet
 from dslth.personal import nets
+from dslth.personal.inputs import inputs_by_name, inputs_of
 from dslth.run import tickets
 from dslth.run.tickets import Ticket
 
@@ -50,14 +51,18 @@ class Head(Settings):
     classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)]
     ones: tuple[Annotated[int, Field(ge=0, le=MOST)], ...]
     experiment: ExperimentConfig
+    inputs: Inputs | None = None
 
 
-def load(path: Path) -> Ticket:
-    """Read a ticket of either form, safetensors or compact; raises MissingFileError."""
+def load(path: Path, model: str | None = None) -> Ticket:
+    """Read a ticket of either form, safetensors or compact; ``model`` names the code of an own network.
+
+    Raises MissingFileError, ConfigError if a compact one needs own code that is not named.
+    """
     try:
         with path.open("rb") as file:
             compact = file.read(len(MAGIC)) == MAGIC
-        return unpack(files.read(path, MOST_BYTES)) if compact else tickets.load(path)
+        return unpack(files.read(path, MOST_BYTES), model) if compact else tickets.load(path, model)
     except (OSError, ValueError) as error:
         raise MissingFileError(f"no ticket in {path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -74,18 +79,27 @@ def store(ticket: Ticket, path: Path) -> int:
 
 def pack(ticket: Ticket) -> bytes:
     """Return the compact form."""
-    experiment = ticket.experiment.model_copy(
-        update={"data": ticket.experiment.data.model_copy(update={"folder": None})}  # a path of the run's machine
-    )
-    head = Head(peer=ticket.peer, classes=ticket.shapes[-1][0], ones=ticket.mask.ones, experiment=experiment)
+    given, data, model = inputs_of(ticket), ticket.experiment.data, ticket.experiment.model
+    here = {  # without paths of the run's machine
+        "data": data.model_copy(
+            update={"folder": None} | ({} if data.path is None else {"path": PurePath(data.path).name})
+        ),
+        "model": model.model_copy(update={"name": model.title}) if model.own else model,
+    }
+    experiment = ticket.experiment.model_copy(update=here)
+    ones = ticket.mask.ones
+    head = Head(peer=ticket.peer, classes=given.classes, ones=ones, experiment=experiment, inputs=ticket.inputs)
     codec, payload = codecs.encode(ticket.mask, _history(nets.net_of(ticket), head), CodecName.AUTO)
-    text = head.model_dump_json().encode()
+    text = head.model_dump_json(exclude={"inputs"} if head.inputs is None else None).encode()
     start = PREFIX.pack(MAGIC, VERSION, codec.wire_id, len(text), len(payload)) + text
     return start + payload + hashlib.sha256(start + ticket.mask.pack()).digest()
 
 
-def unpack(content: bytes) -> Ticket:
-    """Read the compact form; raises ValueError if it is damaged, or of another version."""
+def unpack(content: bytes, model: str | None = None) -> Ticket:
+    """Read the compact form; ``model`` names the code of an own network.
+
+    Raises ValueError if it is damaged, or of another version, ConfigError if it needs own code that is not named.
+    """
     if len(content) < PREFIX.size + DIGEST or content[: len(MAGIC)] != MAGIC:
         raise ValueError("it is no compact ticket, or cut off")
     _, version, codec, head_size, payload_size = PREFIX.unpack_from(content)
@@ -97,13 +111,14 @@ def unpack(content: bytes) -> Ticket:
     if len(content) != end + payload_size + DIGEST:
         raise ValueError(f"{len(content):,} bytes, where its head says {end + payload_size + DIGEST:,}")
     head = Head.model_validate_json(content[PREFIX.size : end])
-    net = nets.frozen(head.experiment, head.classes)
+    experiment = tickets.with_code(head.experiment, model)
+    net = networks.frozen(experiment, head.inputs or inputs_by_name(experiment.data, head.classes))
     if len(head.ones) != len(net.sizes) or any(k > n for k, n in zip(head.ones, net.sizes, strict=True)):
         raise ValueError("its layers are not those of its network")
     mask = codecs.BY_ID[codec].decode(content[end : end + payload_size], _history(net, head))
     if hashlib.sha256(content[:end] + mask.pack()).digest() != content[-DIGEST:]:
         raise ValueError("it does not match its digest")
-    return Ticket(head.peer, head.experiment, tuple(tuple(w.shape) for w in net.weights), mask)
+    return Ticket(head.peer, experiment, tuple(tuple(w.shape) for w in net.weights), mask, head.inputs)
 
 
 def _history(net: FrozenNet, head: Head) -> History:

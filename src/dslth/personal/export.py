@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dslth import files
+from dslth.config import Inputs
 from dslth.errors import DataError, DslthError, OutputError
-from dslth.learning.data import Images
+from dslth.learning.dataset import Values
 from dslth.personal import inputs, nets, smaller
 from dslth.run.tickets import Ticket
 from dslth.seeds import Stream
@@ -34,6 +35,8 @@ __all__ = [
 
 OPSET = 17
 UNCHECKED = "not checked: onnxruntime is missing; pip install 'dslth[onnx]'"
+TOKENS = {"uint8": 256, "int64": 2}
+"""How many numbers made-up samples choose from: an own embedding has two tokens at least."""
 MOST_IMAGES = 1000
 """Images to compare with."""
 
@@ -46,25 +49,25 @@ def store_dense(ticket: Ticket, path: Path) -> int:
     metadata = {
         "format": "pt",
         "model": ticket.experiment.model.model_dump_json(),
-        "input": "float32 (n, {}, {}, {}): bytes / 127.5 - 1".format(*inputs.shape_of(ticket)),
+        "input": _told(inputs.inputs_of(ticket)),
     }
     state = {name: tensor.contiguous() for name, tensor in nets.dense(ticket).state_dict().items()}
     return _written(path, safetensors.torch.save(state, metadata))
 
 
-def store_onnx(net: nn.Module, shape: tuple[int, ...], path: Path) -> int:
-    """Write an ONNX model of a network for normalised images of ``shape`` (channels, height, width); return its bytes.
+def store_onnx(net: nn.Module, given: Inputs, path: Path) -> int:
+    """Write an ONNX model of a network for normalised samples; return its bytes.
 
-    Its input ``images`` is uint8 (n, channels, height, width), its output ``logits`` float32 (n, classes): the
+    Its input ``images`` is (n, ...) of uint8, float32 or int64, its output ``logits`` float32 (n, classes): the
     normalisation is part of the model. Raises OutputError, or DslthError without onnx.
     """
     if importlib.util.find_spec("onnx") is None:
         raise DslthError("an ONNX model takes the package onnx: pip install 'dslth[onnx]'")
-    example = torch.zeros(1, *shape, dtype=torch.uint8)
+    example = torch.from_numpy(np.zeros((1, *given.shape), given.number))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            nets.Classifier(net).eval(),
+            nets.Classifier(net, given).eval(),
             (example,),
             Path(folder) / "net.onnx",
             input_names=["images"],
@@ -92,8 +95,8 @@ class Check:
         )
 
 
-def check_onnx(net: nn.Module, path: Path, images: Images) -> Check | None:
-    """Classify images with a network and with its ONNX model; None if onnxruntime is missing."""
+def check_onnx(net: nn.Module, given: Inputs, path: Path, images: Values) -> Check | None:
+    """Classify samples of a data set with a network and with its ONNX model; None if onnxruntime is missing."""
     try:
         import onnxruntime
     except ImportError:
@@ -101,7 +104,7 @@ def check_onnx(net: nn.Module, path: Path, images: Images) -> Check | None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    theirs = np.concatenate([session.run(None, {"images": some})[0] for some in nets.pieces(images)])
+    theirs = np.concatenate([session.run(None, {"images": some})[0] for some in nets.pieces(inputs.raw(images, given))])
     return compare(f"onnxruntime {onnxruntime.__version__}", nets.logits(net, images), theirs)
 
 
@@ -121,7 +124,7 @@ class Shrinking:
         )
 
 
-def shrink(net: nn.Module, images: Images) -> tuple[nn.Module, Shrinking]:
+def shrink(net: nn.Module, images: Values) -> tuple[nn.Module, Shrinking]:
     """Return a network without its dead filters, and how it compares on images; raises ConfigError if none is dead."""
     small = smaller.without_dead_filters(net)
     slow, fast = smaller.milliseconds([net, small], images.shape[1:])
@@ -135,13 +138,22 @@ def compare(by: str, ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> 
     return Check(by, len(ours), same, float(np.abs(ours - theirs).max()))
 
 
-def test_images(ticket: Ticket, folder: Path | None) -> Images:
-    """Return up to 1,000 test images of a ticket's data set; random bytes where it is missing."""
+def test_images(ticket: Ticket, folder: Path | None) -> Values:
+    """Return up to 1,000 test samples of a ticket's data set; random ones where it is missing."""
     try:
-        return inputs.read_dataset(ticket.experiment.data, folder).test_images[:MOST_IMAGES]
+        return inputs.read_dataset(ticket, folder).test_images[:MOST_IMAGES]
     except DataError:
-        uniform = Stream(ticket.experiment.seed, "made up").uniform(MOST_IMAGES, *inputs.shape_of(ticket))
-        return (256 * uniform).astype(np.uint8)
+        given = inputs.inputs_of(ticket)
+        uniform = Stream(ticket.experiment.seed, "made up").uniform(MOST_IMAGES, *given.shape)
+        return uniform if given.number == "float32" else (TOKENS[given.number] * uniform).astype(given.number)
+
+
+def _told(given: Inputs) -> str:
+    """Say what the network takes."""
+    what = f"{'float32' if given.number == 'uint8' else given.number} (n, {', '.join(map(str, given.shape))})"
+    if given.mean:
+        return f"{what}: (feature - mean) / deviation, mean {given.mean}, deviation {given.deviation}"
+    return f"{what}: bytes / 127.5 - 1" if given.number == "uint8" else f"{what}: tokens"
 
 
 def _written(path: Path, content: bytes) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dslth.config import DeviceConfig
 from dslth.learner import Samples
-from dslth.learning.data import Images, Labels
+from dslth.learning.dataset import Labels, Values
 from dslth.personal import compact, inputs, nets
 from dslth.run.tickets import Ticket
 
@@ -114,7 +114,7 @@ class Evaluation:
         return {"images": self.images, "accuracy": self.accuracy, "classes": by_class}
 
 
-def evaluate(net: nn.Module, images: Images, labels: Labels) -> Evaluation:
+def evaluate(net: nn.Module, images: Values, labels: Labels) -> Evaluation:
     """Classify a test set with a network for normalised images; images (n, c, h, w), labels (n,), one at least."""
     right = nets.logits(net, images).argmax(1) == labels
     found = [(int(c), labels == c) for c in np.unique(labels)]
@@ -134,27 +134,30 @@ def own_accuracy(ticket: Ticket, net: nn.Module, peers: int, folder: Path | None
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an image is taken for, and the probability that the network gives it."""
+    """What a sample is taken for, and the probability that the network gives it; ``word`` is the class's name."""
 
     name: str
     label: int
     probability: float
+    word: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return the figures for programs."""
-        return {"image": self.name, "class": self.label, "probability": round(self.probability, 6)}
+        figures = {"image": self.name, "class": self.label, "probability": round(self.probability, 6)}
+        return figures | ({"class_name": self.word} if self.word else {})
 
 
 def predictions(ticket: Ticket, files: Sequence[Path]) -> list[Prediction]:
     """Classify image files, and the images of CSV files, row by row; raises DataError, DslthError without Pillow."""
-    net, shape, found = nets.dense(ticket), inputs.shape_of(ticket), list[Prediction]()
+    net, given, found = nets.dense(ticket), inputs.inputs_of(ticket), list[Prediction]()
     for file in files:
         rows = file.suffix.lower() == ".csv"
-        images = inputs.read_csv(file, shape) if rows else inputs.read_images([file], shape)
+        images = inputs.read_csv(file, given) if rows else inputs.read_files([file], given)
         logits = nets.logits(net, images).astype(np.float64)
         shares = np.exp(logits - logits.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
         for row, share in enumerate(shares, 1):
             label = int(share.argmax())
-            found.append(Prediction(f"{file}:{row}" if rows else str(file), label, float(share[label])))
+            word = given.names[label] if given.names else ""
+            found.append(Prediction(f"{file}:{row}" if rows else str(file), label, float(share[label]), word))
     return found

@@ -2,32 +2,80 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import inf, prod
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dslth.config import DataConfig
-from dslth.errors import ConfigError, DataError, DslthError, MissingFileError
+from dslth.config import DataConfig, Inputs
+from dslth.errors import ConfigError, DataError, MissingFileError
 from dslth.learning import data
-from dslth.learning.data import Dataset
+from dslth.learning.dataset import Dataset, Images, Values
+from dslth.learning.images import read_images
 from dslth.run.tickets import Ticket
 
-__all__ = ["chosen", "read_csv", "read_dataset", "read_images", "read_labelled", "shape_of"]
+__all__ = [
+    "chosen",
+    "inputs_by_name",
+    "inputs_of",
+    "raw",
+    "read_csv",
+    "read_dataset",
+    "read_files",
+    "read_labelled",
+    "standardised",
+]
 
 MOST_CSV = 1 << 30
 """Bytes of a CSV file."""
-Shape = tuple[int, int, int]
+NUMBERS = {"uint8": "byte", "float32": "feature", "int64": "token"}
+LARGEST = {"uint8": 255, "int64": 2**31 - 1}
 
 
-def shape_of(ticket: Ticket) -> Shape:
-    """Return the shape of the images that a ticket classifies: channels, height, width."""
-    return data.DATASETS[ticket.experiment.data.name].shape
+def inputs_of(ticket: Ticket) -> Inputs:
+    """Return what a ticket's network is shown, and what it tells apart."""
+    return ticket.inputs or inputs_by_name(ticket.experiment.data, ticket.shapes[-1][0])
 
 
-def read_dataset(settings: DataConfig, folder: Path | None) -> Dataset:
-    """Read a ticket's own data set, from ``folder`` if one is given; raises MissingFileError or DataError."""
+def inputs_by_name(settings: DataConfig, classes: int) -> Inputs:
+    """Return what networks for a data set that dslth knows are shown."""
+    return Inputs(shape=data.DATASETS[settings.name].shape, number="uint8", classes=classes)
+
+
+def standardised(samples: Values, inputs: Inputs) -> Values:
+    """Return samples as a data set has them: features less their mean, by their deviation; others as they are."""
+    if not inputs.mean:
+        return samples
+    alike = (-1, *[1] * (samples.ndim - 2))
+    mean, deviation = (np.reshape(figures, alike) for figures in (inputs.mean, inputs.deviation))
+    return np.asarray((samples - mean) / deviation, np.float32)
+
+
+def raw(samples: Values, inputs: Inputs) -> Values:
+    """Undo ``standardised``."""
+    if not inputs.mean:
+        return samples
+    alike = (-1, *[1] * (samples.ndim - 2))
+    mean, deviation = (np.reshape(figures, alike) for figures in (inputs.mean, inputs.deviation))
+    return np.asarray(samples * deviation + mean, np.float32)
+
+
+def read_dataset(ticket: Ticket, folder: Path | None) -> Dataset:
+    """Read a ticket's data set; from ``folder`` if one is given, unless they are own data.
+
+    Own features come standardised as the ticket's. Raises MissingFileError or DataError.
+    """
+    settings, inputs = ticket.experiment.data, inputs_of(ticket)
+    if settings.path is not None:
+        own = data.load(settings.of(ticket.peer))
+        if str(own.inputs) != str(inputs):
+            raise DataError(f"{settings.of(ticket.peer).path}: {own.inputs}; the ticket is for {inputs}")
+        shown = (standardised(raw(part, own.inputs), inputs) for part in (own.train_images, own.test_images))
+        train, test = shown
+        return replace(own, train_images=train, test_images=test)
     if folder and not os.path.isdir(folder):
         raise MissingFileError(f"--data-dir {folder}: no such folder")
     return data.load(settings.model_copy(update={"folder": str(folder)} if folder else {}))
@@ -45,81 +93,85 @@ def chosen(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     if not np.isin(dataset.test_labels, classes).any():
         raise DataError(f"--classes: there is no test image of {', '.join(map(str, classes))}")
     train, test = (np.isin(labels, classes) for labels in (dataset.train_labels, dataset.test_labels))
-    return Dataset(
-        dataset.train_images[train], dataset.train_labels[train],
-        dataset.test_images[test], dataset.test_labels[test], dataset.classes,
+    return replace(
+        dataset,
+        train_images=dataset.train_images[train], train_labels=dataset.train_labels[train],
+        test_images=dataset.test_images[test], test_labels=dataset.test_labels[test],
     )  # fmt: skip
 
 
-def read_labelled(path: Path, shape: Shape, classes: int) -> Dataset:
-    """Read a CSV file of images and, in the last column, their labels; every fifth row is for testing.
+def read_labelled(path: Path, inputs: Inputs) -> Dataset:
+    """Read a CSV file of samples and, in the last column, their labels; every fifth row is for testing.
 
     Raises DataError.
     """
-    table = _table(path, np.prod(shape, dtype=int) + 1, "a column for each byte of an image, and the label")
-    labels = table[:, -1]
-    if labels.max() >= classes:
-        raise DataError(f"{path}: label {labels.max()}; the ticket's network knows 0 to {classes - 1}")
-    images, test = _bytes(path, table[:, :-1], shape), np.arange(len(table)) % 5 == 4
+    rows = _rows(path, prod(inputs.shape) + 1, f"a column for each {NUMBERS[inputs.number]} of a sample, and the label")
+    samples = _samples(path, {number: row[:-1] for number, row in rows.items()}, inputs)
+    labels = np.array([_label(path, row[-1], inputs) for row in rows.values()], np.int64)
+    test = np.arange(len(rows)) % 5 == 4
     if not test.any():
-        raise DataError(f"{path}: {len(table)} rows; every fifth is for testing, so there must be 5 at least")
-    return Dataset(images[~test], labels[~test], images[test], labels[test], classes)
+        raise DataError(f"{path}: {len(rows)} rows; every fifth is for testing, so there must be 5 at least")
+    return Dataset(samples[~test], labels[~test], samples[test], labels[test], inputs.classes)
 
 
-def read_csv(path: Path, shape: Shape) -> NDArray[np.uint8]:
-    """Read a CSV file of images, a row each, a column for each byte; raises DataError."""
-    return _bytes(path, _table(path, int(np.prod(shape)), "a column for each byte of an image"), shape)
+def read_csv(path: Path, inputs: Inputs) -> Values:
+    """Read a CSV file of samples, a row each, a column for each of its numbers; raises DataError."""
+    rows = _rows(path, prod(inputs.shape), f"a column for each {NUMBERS[inputs.number]} of a sample")
+    return _samples(path, rows, inputs)
 
 
-def read_images(paths: Sequence[Path], shape: Shape) -> NDArray[np.uint8]:
-    """Read image files, grey or in colours as the network takes them, and scale them to its size.
-
-    Raises DataError, or DslthError without Pillow.
-    """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DslthError("to read image files takes Pillow: pip install 'dslth[images]'") from None
-    channels, height, width = shape
-    read = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                scaled = image.convert("L" if channels == 1 else "RGB").resize((width, height))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or "not an image in a format that Pillow knows"
-            raise DataError(f"{path}: {reason}") from None
-        read.append(np.asarray(scaled, np.uint8).reshape(height, width, channels).transpose(2, 0, 1))
-    return np.stack(read)
+def read_files(paths: Sequence[Path], inputs: Inputs) -> Images:
+    """Read image files for a network of bytes; raises DataError, or DslthError without Pillow."""
+    if inputs.number != "uint8":
+        raise DataError(f"{paths[0]}: this ticket is shown {inputs}, not images; give a CSV file of them")
+    return read_images(paths, inputs.shape)
 
 
-def _table(path: Path, columns: int, what: str) -> NDArray[np.int64]:
-    """Read rows of whole numbers; a first row of words is a header."""
-    rows: list[list[int]] = []
+def _rows(path: Path, columns: int, what: str) -> dict[int, list[str]]:
+    """Return rows of so many cells, by row number; a first row without a number is a header."""
+    rows: dict[int, list[str]] = {}
     try:
         if path.stat().st_size > MOST_CSV:
             raise DataError(f"{path}: larger than {MOST_CSV >> 20} MiB")
         with path.open(newline="", encoding="utf-8") as file:
             for number, row in enumerate(csv.reader(file), 1):
-                try:
-                    values = [int(cell) for cell in row]
-                except ValueError:
-                    if number == 1:
-                        continue
-                    raise DataError(f"{path}, row {number}: expected whole numbers") from None
-                if len(values) != columns:
-                    raise DataError(f"{path}, row {number}: {len(values)} columns; expected {columns}: {what}")
-                if not all(0 <= value < 1 << 31 for value in values):
-                    raise DataError(f"{path}, row {number}: a number is negative, or far too large")
-                rows.append(values)
+                if number == 1 and not any(map(_is_number, row)):
+                    continue
+                if len(row) != columns:
+                    raise DataError(f"{path}, row {number}: {len(row)} columns; expected {columns}: {what}")
+                rows[number] = row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not rows:
         raise DataError(f"{path}: no rows of numbers")
-    return np.array(rows, np.int64)
+    return rows
 
 
-def _bytes(path: Path, table: NDArray[np.int64], shape: Shape) -> NDArray[np.uint8]:
-    if table.max() > 255:
-        raise DataError(f"{path}: an image has a byte {table.max()}; expected 0 to 255")
-    return table.astype(np.uint8).reshape(-1, *shape)
+def _is_number(cell: str) -> bool:
+    with suppress(ValueError):
+        return bool(float(cell)) or True
+    return False
+
+
+def _samples(path: Path, rows: Mapping[int, Sequence[str]], inputs: Inputs) -> Values:
+    of, (least, most) = (float, (-inf, inf)) if inputs.number == "float32" else (int, (0, LARGEST[inputs.number]))
+    values = []
+    for number, row in rows.items():
+        try:
+            read = [of(cell) for cell in row]
+        except ValueError:
+            expected = "numbers" if of is float else "whole numbers"
+            raise DataError(f"{path}, row {number}: expected {expected}") from None
+        if not all(least <= value <= most for value in read):  # no NaN is
+            raise DataError(f"{path}, row {number}: expected {NUMBERS[inputs.number]}s from {least} to {most}")
+        values.append(read)
+    return standardised(np.array(values, inputs.number).reshape(-1, *inputs.shape), inputs)
+
+
+def _label(path: Path, cell: str, inputs: Inputs) -> int:
+    if cell in inputs.names:
+        return inputs.names.index(cell)
+    if inputs.names or not cell.isdigit() or int(cell) >= inputs.classes:
+        known = ", ".join(inputs.names) or f"0 to {inputs.classes - 1}"
+        raise DataError(f"{path}: label {cell[:40]}; the ticket's network knows {known}")
+    return int(cell)

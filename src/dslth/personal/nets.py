@@ -9,38 +9,38 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dslth.config import ExperimentConfig
+from dslth.config import Inputs
 from dslth.errors import MissingFileError
 from dslth.learner import normalised, threads
-from dslth.learning import data, models, supermask
+from dslth.learning import networks
+from dslth.learning.dataset import Values
 from dslth.learning.layers import Elu, GroupNorm, InPlace, LocalResponse, MaxPool
 from dslth.learning.supermask import FrozenNet
+from dslth.personal.inputs import inputs_of
 from dslth.run.tickets import Ticket
 
-__all__ = ["AnyGroupNorm", "Classifier", "PlainLocalResponse", "dense", "frozen", "logits", "net_of", "pieces"]
+__all__ = ["AnyGroupNorm", "Classifier", "PlainLocalResponse", "dense", "logits", "net_of", "pieces"]
 
 BATCH = 128
 """Images that are classified at a time."""
 
 
-def frozen(experiment: ExperimentConfig, classes: int) -> FrozenNet:
-    """Make the frozen network of a run again, from its seed."""
-    module = models.build(experiment.model, data.DATASETS[experiment.data.name].shape, classes)
-    return supermask.freeze(module, experiment.seed, experiment.model.init, experiment.algorithm.density)
-
-
 def net_of(ticket: Ticket) -> FrozenNet:
-    """Make a ticket's frozen network; raises MissingFileError if its layers are not those of the ticket."""
-    net = frozen(ticket.experiment, ticket.shapes[-1][0])
+    """Make a ticket's frozen network again, from its seed.
+
+    Raises MissingFileError if its layers are not those of the ticket, ConfigError if it is own code that nobody named.
+    """
+    net = networks.frozen(ticket.experiment, inputs_of(ticket))
     if tuple(tuple(weight.shape) for weight in net.weights) != ticket.shapes:
-        raise MissingFileError(f"the ticket's layers are not those of its network, {ticket.experiment.model.name}")
+        raise MissingFileError(f"the ticket's layers are not those of its network, {ticket.experiment.model.title}")
     return net
 
 
 def dense(ticket: Ticket) -> nn.Module:
     """Return the ticket's network as a plain torch module, its weights masked: what other programs can read.
 
-    Input: float32 (n, channels, height, width) in [-1, 1]; output: logits (n, classes). Raises MissingFileError.
+    Input: float32 (n, channels, height, width) in [-1, 1], or what own data are; output: logits (n, classes). Raises
+    what ``net_of`` does.
     """
     net = net_of(ticket)
     state = net.module.state_dict()
@@ -51,27 +51,33 @@ def dense(ticket: Ticket) -> nn.Module:
 
 
 class Classifier(nn.Module):
-    """A network with the normalisation before it. Input: uint8 (n, channels, height, width); output: logits."""
+    """A network with the normalisation before it. Input: samples as people have them; output: logits."""
 
-    def __init__(self, net: nn.Module) -> None:
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, net: nn.Module, inputs: Inputs) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.number = net, inputs.number
+        alike = (-1, *[1] * (len(inputs.shape) - 1))
+        self.register_buffer("mean", torch.tensor(inputs.mean or (0.0,)).reshape(alike))
+        self.register_buffer("deviation", torch.tensor(inputs.deviation or (1.0,)).reshape(alike))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images as the data sets have them."""
-        result: Tensor = self.net(normalised(images))
+    def forward(self, samples: Tensor) -> Tensor:
+        """Classify bytes (uint8), features (float32) or tokens (int64), (n, ...)."""
+        features = (samples - self.mean) / self.deviation if self.number == "float32" else normalised(samples)
+        result: Tensor = self.net(features)
         return result
 
 
 @torch.inference_mode()
-def logits(net: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Classify images (n, channels, height, width) with a network for normalised ones; return logits (n, classes)."""
-    classify = Classifier(net)
+def logits(net: nn.Module, images: Values) -> NDArray[np.float32]:
+    """Classify samples (n, ...) of a data set with a network for normalised ones; return logits (n, classes)."""
     with threads(1):
-        return np.concatenate([classify(torch.tensor(some)).numpy() for some in pieces(images)])
+        return np.concatenate([net(normalised(torch.tensor(some))).numpy() for some in pieces(images)])
 
 
-def pieces(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+def pieces(images: Values) -> list[Values]:
     """Cut images into batches; one of no image if there is none."""
     ends = [*range(0, max(1, len(images)), BATCH), len(images)]
     return [images[start:end] for start, end in pairwise(ends)]

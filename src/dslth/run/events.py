@@ -103,10 +103,13 @@ class Seconds(_Record):
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Shares of correctly classified test samples: of the peer's own distribution, and of all classes alike."""
+    """Shares of correctly classified test samples: of the peer's own distribution, and of all classes alike.
+
+    There are none of the latter where each peer has data of its own.
+    """
 
     personal: float
-    common: float
+    common: float | None
 
 
 Links = Annotated[Mapping[Count, LinkStats], Field(max_length=MANY)]

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dslth.bench.codings import Layout, Sent, WholeCoding
-from dslth.config import ExperimentConfig, Init
+from dslth.config import ExperimentConfig, Init, Inputs
 from dslth.engines.base import PeerJob
 from dslth.errors import ConfigError
 from dslth.learner import Samples, threads
-from dslth.learning import data, models, supermask
+from dslth.learning import networks, supermask
 from dslth.run.events import Accuracies
 from dslth.run.folder import RunFolder
 
@@ -50,8 +50,8 @@ class Net:
     Signed weights, see ``supermask.freeze``, have the size that suits a mask that keeps half of them.
     """
 
-    def __init__(self, experiment: ExperimentConfig, classes: int, init: Init) -> None:
-        self._module = models.build(experiment.model, data.DATASETS[experiment.data.name].shape, classes)
+    def __init__(self, experiment: ExperimentConfig, inputs: Inputs, init: Init) -> None:
+        self._module = networks.network(experiment, inputs)
         frozen = supermask.freeze(self._module, experiment.seed, init, 0.5)
         parameters = dict(self._module.named_parameters())
         self.masked_sizes = frozen.sizes
@@ -89,7 +89,7 @@ class Sgd(ABC, Generic[S]):
         if self._device.device != "cpu":
             raise ConfigError(f"device {self._device.device}: the methods that are compared compute on cpu only")
         self._samples = Samples(job.peer, job.topology.peers, self._experiment, self._device)
-        self.net = Net(self._experiment, self._samples.classes, self.init)
+        self.net = Net(self._experiment, self._samples.inputs, self.init)
         self.x, self.velocity = self.net.first.clone(), torch.zeros_like(self.net.first)
         degrees = {other: len(job.topology.neighbours(other)) for other in job.topology.neighbours(job.peer)}
         own = len(degrees)
