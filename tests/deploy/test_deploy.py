@@ -38,7 +38,7 @@ def test_the_shipped_compose_file_is_what_the_command_prints(commands):
 
 
 def test_a_compose_file_has_a_container_a_peer_and_no_key_that_some_composes_refuse():
-    file = yaml.safe_load(compose("mesh10.yaml", 10))
+    file = yaml.safe_load(compose("mesh10.yaml", 10, config.load("mesh10.yaml")))
     assert set(file) == {
         "x-volumes",
         "x-peer",
@@ -71,6 +71,23 @@ def test_a_topology_of_ones_own_is_mounted_and_its_image_may_be_anybodys(command
     assert "./run $$1:/topologies:ro" in peer["volumes"]
     assert "/topologies/mine.yaml" in peer["command"]
     assert peer["deploy"]["resources"]["limits"]["memory"] == "1G"
+
+
+def test_a_container_sees_its_own_peers_data_and_nobody_elses(commands, topology_file, tmp_path):
+    (tmp_path / "here").mkdir()
+    for path, inside in (("own/{id}.npz", "/topologies/own/{}.npz"), ("/data/peer-{id}", "/data/peer-{}")):
+        model = {"name": "./nets.py:Net"}
+        file = topology_file("here/mine.yaml", data={"path": path}, model=model)
+        services = yaml.safe_load(commands.run("dslth", "compose", file).stdout)["services"]
+        for peer in range(3):
+            mounts = [volume.split(":") for volume in services[f"peer-{peer}"]["volumes"] if volume[0] in "./"]
+            here = path.format(id=peer) if path[0] == "/" else f"./here/{path.format(id=peer)}"
+            assert mounts == [
+                [here, inside.format(peer), "ro"],
+                ["./here/mine.yaml", "/topologies/mine.yaml", "ro"],
+                ["./here/nets.py", "/topologies/nets.py", "ro"],
+            ]
+        assert not any("npz" in volume or "/data" in volume for volume in services["collector"]["volumes"])
 
 
 def test_the_image_takes_what_a_peer_needs_and_nothing_else():

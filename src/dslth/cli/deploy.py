@@ -22,7 +22,7 @@ def compose(
     """Print a Docker Compose file: a container a peer, and a collector that shows and keeps their reports."""
     settings, graph = read(file)
     settings.check_peers(graph.peers)
-    print(docker_compose.compose(file, graph.peers, memory=memory, image=image), end="")  # noqa: T201
+    print(docker_compose.compose(file, graph.peers, settings, memory=memory, image=image), end="")  # noqa: T201
 
 
 def k8s(

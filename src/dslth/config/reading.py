@@ -28,7 +28,18 @@ from dslth.config.schema import (
 )
 from dslth.errors import ConfigError, MissingFileError
 
-__all__ = ["data_folder", "keys_folder", "load", "merge", "parse", "read", "read_counts", "read_lists", "shipped"]
+__all__ = [
+    "as_written",
+    "data_folder",
+    "keys_folder",
+    "load",
+    "merge",
+    "parse",
+    "read",
+    "read_counts",
+    "read_lists",
+    "shipped",
+]
 
 Of = TypeVar("Of", bound=Settings)
 Folder = Literal["topologies", "peers", "experiments", "studies"]
@@ -80,6 +91,11 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunCon
         keys = keys_folder(path) if run.network.keys is None else (file.parent / run.network.keys).resolve()
         run = run.model_copy(update={"network": run.network.model_copy(update={"keys": str(keys)})})
     return _standing_alone(run, file.parent)
+
+
+def as_written(path: Path | str) -> dict[str, Any]:
+    """Return the keys of a topology file as they stand there, unchecked: paths in it are still relative."""
+    return _read_yaml(_find(Path(path), "topologies", "topology"), RunConfig)
 
 
 def parse(text: str, name: str) -> RunConfig:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from dslth import config
+from dslth.config import GraphFile, RunConfig
 
 __all__ = ["PEER_PORT", "REPORT_PORT", "compose", "place_in_container"]
 
@@ -85,13 +86,17 @@ def place_in_container(file: Path | str) -> tuple[str, Path | None]:
     return f"/topologies/{path.name}", path.parent
 
 
-def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | None = None) -> str:
+def compose(file: Path | str, peers: int, run: RunConfig, *, memory: str = "256M", image: str | None = None) -> str:
     """Write the Compose file of a topology of ``peers`` peers.
 
-    Without ``image`` the containers' image is built from the checkout in the file's folder.
+    Without ``image`` the containers' image is built from the checkout in the file's folder. Where each peer has data of
+    its own, its container has those alone: the topology file is mounted, not its folder.
     """
     name, folder = place_in_container(file)
-    mount = "" if folder is None else _quoted(f"{_beside(folder)}:/topologies:ro")
+    own = config.as_written(file)["experiment"]["data"]["path"] if run.experiment.data.each_its_own else None
+    mounts = [] if folder is None else [_quoted(f"{_beside(folder)}:/topologies:ro")]
+    if own is not None:
+        mounts = _private(Path(file), run)
     peer = ["dslth-peer", "--topology", name, "--host", f"peer-{{id}}:{PEER_PORT}", "--out", "/state"]
     peer += ["--reports", f"tcp://collector:{REPORT_PORT}", "--keys", "/state/keys", "--join-timeout", "180", "--quiet"]
     collect = ["dslth", "collect", name, "--listen", f"tcp://*:{REPORT_PORT}", "--keys", "/runs/keys", "--out", "/runs"]
@@ -102,13 +107,33 @@ def compose(file: Path | str, peers: int, *, memory: str = "256M", image: str | 
         build="" if image else _BUILD,
         command=_quoted(peer),
         collect=_quoted(collect),
-        mount=mount and f"      - {mount}\n",
+        mount="".join(f"      - {mount}\n" for mount in mounts),
         memory=memory,
     )
-    volumes = ", ".join(["*data", "*keys", "*tickets", *([mount] if mount else [])])
-    names = [f"peer-{i}" for i in range(peers)]
-    services = [f"  {peer}: {{<<: *peer, hostname: {peer}, volumes: [{volumes}, '{peer}:/state']}}\n" for peer in names]
-    return head + "".join(services) + _FOOT + "".join(f"  {peer}:\n" for peer in names)
+    services = []
+    for i in range(peers):
+        data = "*data" if own is None else _mount(Path(file).parent, own.replace("{id}", str(i)))
+        volumes = ", ".join([data, "*keys", "*tickets", *mounts, f"'peer-{i}:/state'"])
+        services.append(f"  peer-{i}: {{<<: *peer, hostname: peer-{i}, volumes: [{volumes}]}}\n")
+    return head + "".join(services) + _FOOT + "".join(f"  peer-{i}:\n" for i in range(peers))
+
+
+def _private(file: Path, run: RunConfig) -> list[str]:
+    """Return mounts of the files that a peer of a topology needs besides its data, as the topology file names them."""
+    written = config.as_written(file)
+    code = run.experiment.model.name.rpartition(":")[0] if run.experiment.model.own else ""
+    named = [file.name]
+    if code.endswith(".py"):
+        named.append(written["experiment"]["model"]["name"].rpartition(":")[0])
+    if isinstance(run.graph, GraphFile):
+        named.append(written["graph"]["file"])
+    return [_mount(file.parent, path) for path in named]
+
+
+def _mount(folder: Path, path: str) -> str:
+    """Mount what a topology file in ``folder`` names so that it finds it in a container, where it lies elsewhere."""
+    here = path if os.path.isabs(path) else _beside(folder / path)
+    return _quoted(f"{here}:{os.path.normpath(Path('/topologies') / path)}:ro")
 
 
 def _quoted(words: str | list[str]) -> str:

@@ -176,7 +176,8 @@ def _problem(layer: nn.Module) -> str:
         return f"{kind} is not supported; use convolutions, linear layers or attention"
     if isinstance(layer, nn.Embedding) and (layer.sparse or layer.max_norm is not None):
         return "an embedding with sparse gradients or max_norm is not supported"
-    if isinstance(layer, supermask.LAYERS) and "weight" not in layer._parameters:
+    attention = isinstance(layer, nn.MultiheadAttention)
+    if isinstance(layer, supermask.LAYERS) and not attention and "weight" not in layer._parameters:
         return f"the weight of this {kind} is computed (a parametrisation); use the plain layer"
     return ""
 

@@ -206,7 +206,7 @@ def _numbers(
         return [np.ascontiguousarray(x, np.int64) for x in xs], (), ()
     if all(x.dtype == np.uint8 for x in xs):
         return [np.ascontiguousarray(x) for x in xs], (), ()
-    xs = [x.astype(np.float64) for x in xs]
+    xs = [x.astype(np.float32).astype(np.float64) for x in xs]  # as exact as a network sees them
     if not all(np.isfinite(x).all() for x in xs):
         raise DataError(f"{path}: a feature is missing or infinite; fill it in, or leave out the sample")
     others = (0, *range(2, xs[0].ndim))

@@ -1,6 +1,7 @@
 """Teach a ticket more, on data at hand and alone: MCE-PL's local steps, from scores that give the ticket's mask."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def fine_tuned(ticket: Ticket, images: Values, labels: Labels, rounds: int, lr: 
             scores = algorithm.local_step(scores, gradient.g, setting)
             masks = algorithm.extract_masks(scores, alone, setting)
     learned = BitMask.from_arrays(mask.numpy() for mask in masks)
-    return Ticket(ticket.peer, experiment, ticket.shapes, learned)
+    return replace(ticket, mask=learned)
 
 
 def scores_of(ticket: Ticket) -> list[Tensor]:
