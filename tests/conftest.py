@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from dslth import config, topology
 from dslth.engines.supervisor import run_local
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 from live import write_topology
 from processes import Commands
 from scene import Scene

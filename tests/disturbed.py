@@ -8,9 +8,9 @@ from dslth import config, topology
 from dslth.bench.stress import relay
 from dslth.engines import server
 from dslth.engines.base import PeerJob, Surroundings, run_peer
-from dslth.run.events import parse
-from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
+from dslth.runs.events import parse
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import summarise
 from dslth.stop import Stop
 from live import rounds, wait_for
 

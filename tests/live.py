@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from dslth.run.folder import RunFolder
-from dslth.run.summary import Summary
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import Summary
 
 
 def write_topology(path, *, graph=None, network=None, peers=None, **experiment):

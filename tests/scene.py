@@ -12,7 +12,7 @@ from dslth.errors import JoinError, WrongRunError
 from dslth.exchange.protocol import Place
 from dslth.learner import Learner
 from dslth.peer import Peer
-from dslth.run.sinks import Call
+from dslth.runs.sinks import Call
 from dslth.stop import Stop
 from dslth.transport.zeromq import ZeroMqTransport
 from dslth.wire import Kind

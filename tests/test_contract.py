@@ -49,7 +49,7 @@ def test_the_source_keeps_to_it(broken):
     ("module", "line", "contracts"),
     [
         ("algorithm.py", "from dslth.coding import codecs", {LAYERS}),
-        ("learning/data.py", "from dslth.run import tickets", {LAYERS}),
+        ("learning/data.py", "from dslth.runs import tickets", {LAYERS}),
         ("transport/base.py", "from dslth.learner import Learner", {LAYERS, TORCH}),
         ("bench/comm.py", "from dslth.deploy import compose", {LAYERS}),
         ("seeds.py", "import dslth.errors", {LAYERS}),

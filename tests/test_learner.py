@@ -10,7 +10,7 @@ import torch
 from dslth import config
 from dslth.learner import Learner, Samples, threads
 from dslth.learning import data, partition
-from dslth.run.events import Accuracies
+from dslth.runs.events import Accuracies
 
 
 def learner(**algorithm):

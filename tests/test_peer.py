@@ -13,8 +13,8 @@ from dslth.exchange.protocol import Place
 from dslth.learner import Learner
 from dslth.masks import BitMask
 from dslth.peer import Peer
-from dslth.run.checkpoint import Checkpoints
-from dslth.run.sinks import Call
+from dslth.runs.checkpoint import Checkpoints
+from dslth.runs.sinks import Call
 from dslth.transport.memory import MemoryNetwork, MemoryTransport
 from dslth.transport.zeromq import ZeroMqTransport
 from dslth.wire import Kind, Refusal

@@ -20,8 +20,8 @@ from dslth.errors import ConfigError
 from dslth.exchange.streams import MaskCoding
 from dslth.learning import data, networks, partition, supermask
 from dslth.masks import BitMask
-from dslth.run import tickets
-from dslth.run.events import Accuracies
+from dslth.runs import tickets
+from dslth.runs.events import Accuracies
 from dslth.seeds import Stream
 
 Indices = NDArray[np.int64]

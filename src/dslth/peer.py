@@ -22,10 +22,10 @@ from dslth.exchange.neighbours import Neighbours
 from dslth.exchange.protocol import Place
 from dslth.exchange.streams import C, Coding, M
 from dslth.learner import processor
-from dslth.run import tickets
-from dslth.run.checkpoint import Checkpoint, Checkpoints
-from dslth.run.events import Accuracies, Finished, RoundReport
-from dslth.run.sinks import Sink
+from dslth.runs import tickets
+from dslth.runs.checkpoint import Checkpoint, Checkpoints
+from dslth.runs.events import Accuracies, Finished, RoundReport
+from dslth.runs.sinks import Sink
 from dslth.stop import Stop
 from dslth.terminal import say
 from dslth.transport import Transport

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from dslth import config, files
@@ -50,6 +50,15 @@ class Topology:
     def digest(self) -> str:
         """Return 16 hex digits of a SHA-256 over the edges."""
         return hashlib.sha256(f"{self.peers}:{self.edges}".encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_networkx(cls, graph: "nx.Graph[Any]") -> "Topology":
+        """Return a networkx graph as a topology; its nodes become peers 0, 1, 2 ... in their order.
+
+        Raises TopologyError if it is in pieces, has a self-loop, or is too large.
+        """
+        numbers = {node: number for number, node in enumerate(graph)}
+        return _from_edges(((numbers[a], numbers[b]) for a, b in graph.edges()), len(numbers))
 
     def to_networkx(self) -> "nx.Graph[int]":
         """Return the graph as a networkx graph."""

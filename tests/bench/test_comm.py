@@ -19,7 +19,7 @@ from dslth.config import TransportName
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError, DslthError
 from dslth.masks import packed_size
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

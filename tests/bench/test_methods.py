@@ -12,9 +12,9 @@ from dslth.config import TransportName
 from dslth.engines.base import PeerJob, mask_learner
 from dslth.engines.supervisor import run_local
 from dslth.errors import WrongRunError
-from dslth.run.events import RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import Call
+from dslth.runs.events import RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import Call
 from dslth.transport.faulty import Faults
 from live import digests, rounds_of, what_happened
 

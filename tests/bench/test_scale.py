@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import summarise
 
 
 def test_each_row_agrees_with_its_run(commands, tmp_path):

@@ -3,8 +3,8 @@
 import csv
 import json
 
-from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import summarise
 
 LINE = ("dslth", "bench", "links", "--out", "out")
 

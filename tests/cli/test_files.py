@@ -11,7 +11,7 @@ from dslth.cli import files
 from dslth.config import FileKind
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError, OutputError
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 
 
 def test_a_new_file_runs_as_it_is_and_is_never_overwritten(commands, tmp_path):

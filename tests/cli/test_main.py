@@ -12,7 +12,7 @@ import pytest
 
 from dslth.cli.guard import guarded
 from dslth.errors import LimitError, MissingFileError
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 from live import printed, processes_of, wait_for
 from processes import ENV
 from tap import free_ports

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dslth
 from dslth.config import PRESETS, Phase, Preset
-from dslth.run.events import Seconds
+from dslth.runs.events import Seconds
 
 REGISTRIES = {
     "CodecName": "dslth.coding.codecs",

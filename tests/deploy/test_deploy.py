@@ -19,8 +19,8 @@ from dslth.deploy.alive import takes_callers
 from dslth.deploy.compose import compose
 from dslth.engines.inbox import Inbox, Reporter
 from dslth.errors import ConfigError, UnknownPeerError
-from dslth.run.events import Finished, Noticed
-from dslth.run.summary import Summary
+from dslth.runs.events import Finished, Noticed
+from dslth.runs.summary import Summary
 from live import digests, printed, written
 from pushing import pushing
 from tap import free_ports
@@ -357,7 +357,7 @@ def test_a_finished_peer_starts_over_and_a_collector_too(commands, topology_file
 def test_a_collector_that_was_ended_resumes_where_it_was(commands, topology_file, tmp_path):
     from dslth import topology
     from dslth.deploy.collector import Collector
-    from dslth.run.folder import RunFolder
+    from dslth.runs.folder import RunFolder
 
     run = config.load(topology_file())
     graph = topology.build(run.graph, 1)

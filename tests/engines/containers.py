@@ -7,8 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from dslth.run.events import parse
-from dslth.run.summary import Summary
+from dslth.runs.events import parse
+from dslth.runs.summary import Summary
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT.parent / "shared" / "tools"

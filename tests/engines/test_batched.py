@@ -14,9 +14,9 @@ from dslth.engines.batched import Batched
 from dslth.engines.supervisor import run_local
 from dslth.errors import CheckpointError, ConfigError, PeerFailedError
 from dslth.learner import Learner
-from dslth.run import tickets
-from dslth.run.events import RoundReport
-from dslth.run.folder import RunFolder
+from dslth.runs import tickets
+from dslth.runs.events import RoundReport
+from dslth.runs.folder import RunFolder
 from dslth.transport import faulty
 from live import processes_of, rounds, rounds_done, rounds_of, wait_for, what_happened, written
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from containers import IMAGE, ROOT, Project, sh, wait_for
-from dslth.run.summary import PeerSummary
+from dslth.runs.summary import PeerSummary
 from live import digests
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

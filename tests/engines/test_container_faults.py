@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from containers import sh, wait_for
-from dslth.run.events import RoundReport, parse
+from dslth.runs.events import RoundReport, parse
 from live import digests, printed
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

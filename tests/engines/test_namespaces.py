@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from containers import sh
-from dslth.run.folder import RunFolder
-from dslth.run.summary import PeerSummary
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import PeerSummary
 from live import rounds, rounds_done, wait_for, write_topology
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

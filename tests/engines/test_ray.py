@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from containers import sh, wait_for
-from dslth.run.summary import Summary
+from dslth.runs.summary import Summary
 from live import digests, printed, written
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

@@ -11,9 +11,9 @@ import pytest
 from dslth import config, topology
 from dslth.engines import supervisor
 from dslth.errors import JoinError, PeerFailedError
-from dslth.run.events import RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import Call
+from dslth.runs.events import RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import Call
 from live import write_topology
 
 VICTIM = 2

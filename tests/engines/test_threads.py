@@ -8,9 +8,9 @@ from dslth import config, topology
 from dslth.config import TransportName
 from dslth.engines import supervisor
 from dslth.errors import PeerFailedError
-from dslth.run.events import RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import Call
+from dslth.runs.events import RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import Call
 from live import what_happened
 
 FAILS = 1

@@ -18,7 +18,7 @@ from dslth.engines.turns import Turns, at_once
 from dslth.exchange.protocol import Place
 from dslth.learner import Learner
 from dslth.peer import Peer
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 from dslth.stop import Stop
 from dslth.transport.memory import MemoryNetwork, MemoryTransport
 

@@ -19,7 +19,7 @@ from dslth.exchange import protocol
 from dslth.exchange.protocol import Place
 from dslth.learner import Learner
 from dslth.peer import Peer
-from dslth.run.sinks import Call
+from dslth.runs.sinks import Call
 from dslth.transport.zeromq import ZeroMqTransport
 from dslth.wire import Kind
 from scene import mask_message, refused_after

@@ -15,8 +15,8 @@ from dslth.learning import footprint, networks, supermask
 from dslth.learning.supermask import FrozenNet
 from dslth.masks import BitMask
 from dslth.personal import compact, nets
-from dslth.run import tickets
-from dslth.run.tickets import Ticket
+from dslth.runs import tickets
+from dslth.runs.tickets import Ticket
 
 IMAGES = Inputs(shape=(3, 8, 8), number="uint8", classes=4)
 FEATURES = Inputs(shape=(6,), number="float32", classes=4, mean=(0.0,) * 6, deviation=(1.0,) * 6)

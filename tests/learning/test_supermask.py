@@ -22,7 +22,7 @@ from dslth.errors import ConfigError, MissingFileError, OutputError
 from dslth.learning import models
 from dslth.learning.supermask import FrozenNet, densities, dropped, freeze, initial_scores, structured, top_k
 from dslth.masks import BitMask
-from dslth.run import tickets
+from dslth.runs import tickets
 
 PROPERTY = settings(max_examples=50, deadline=None, database=None)
 

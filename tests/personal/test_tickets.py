@@ -23,10 +23,10 @@ from dslth.learner import Learner, threads
 from dslth.learning import data, models, networks, supermask
 from dslth.masks import BitMask
 from dslth.personal import apply, compact, export, figures, inputs, nets, smaller
-from dslth.run import tickets
-from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
-from dslth.run.tickets import Ticket
+from dslth.runs import tickets
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import summarise
+from dslth.runs.tickets import Ticket
 
 
 def learned(preset="signed", model="mlp", data_name="digits", steps=1, **algorithm):

@@ -9,7 +9,7 @@ from dslth import config, topology
 from dslth.engines.supervisor import run_local
 from dslth.learner import Learner
 from dslth.masks import BitMask
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 
 LIARS = {0, 4, 6}
 

@@ -10,8 +10,8 @@ import yaml
 from sklearn.datasets import load_digits
 
 from dslth.errors import ConfigError
-from dslth.run.folder import RunFolder
-from dslth.run.summary import PeerSummary
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import PeerSummary
 from live import digests, printed, summary_of
 from tap import free_ports
 

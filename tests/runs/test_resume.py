@@ -8,8 +8,8 @@ import pytest
 
 from dslth import config, topology
 from dslth.engines.supervisor import run_local
-from dslth.run.folder import RunFolder
-from dslth.run.summary import PeerSummary, Summary
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import PeerSummary, Summary
 from dslth.seeds import Stream
 from live import (
     digests,

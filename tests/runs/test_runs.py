@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from dslth import wire
-from dslth.run import tickets
-from dslth.run.folder import RunFolder
-from dslth.run.summary import PeerSummary, Summary
+from dslth.runs import tickets
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import PeerSummary, Summary
 from live import digests, printed, rounds_of, summary_of, written
 from tap import Tap, free_ports
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dslth.errors import MissingFileError
-from dslth.run.events import Finished, Joined, LinkStats, Noticed, RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
+from dslth.runs.events import Finished, Joined, LinkStats, Noticed, RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import summarise
 from dslth.show import tables
 from dslth.show.live import LiveTable
 from dslth.show.tables import Fitted

@@ -20,7 +20,7 @@ import zmq
 from dslth import keys, wire
 from dslth.config import NetworkConfig
 from dslth.errors import SecurityError
-from dslth.run.summary import PeerSummary
+from dslth.runs.summary import PeerSummary
 from dslth.transport import guard, zeromq
 from dslth.transport.zeromq import ZeroMqTransport
 from live import digests, printed, summary_of

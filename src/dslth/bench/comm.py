@@ -34,9 +34,9 @@ from dslth.errors import ConfigError
 from dslth.learner import Learner
 from dslth.masks import BitMask, packed_size
 from dslth.peer import Method
-from dslth.run.events import Joined, RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
+from dslth.runs.events import Joined, RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import summarise
 from dslth.show.words import amount, percent
 from dslth.stop import Stop
 from dslth.topology import Topology

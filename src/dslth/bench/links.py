@@ -14,8 +14,8 @@ from dslth.bench.comm import Row, measure
 from dslth.config import LinkName, Mode, NetworkConfig, RunConfig
 from dslth.engines.batched import Batched
 from dslth.engines.supervisor import run_local
-from dslth.run.events import RoundReport
-from dslth.run.folder import RunFolder
+from dslth.runs.events import RoundReport
+from dslth.runs.folder import RunFolder
 from dslth.show.tables import Fitted
 from dslth.show.words import percent
 from dslth.stop import Stop

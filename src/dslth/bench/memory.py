@@ -14,7 +14,7 @@ from dslth.config import RunConfig
 from dslth.engines.base import predicted_memory
 from dslth.engines.supervisor import run_local
 from dslth.errors import PeerFailedError
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 from dslth.show.tables import Fitted
 from dslth.topology import Topology
 

@@ -19,9 +19,9 @@ from dslth.config import EngineName, RunConfig
 from dslth.engines.base import PeerJob, Surroundings, preflight
 from dslth.engines.batched import Batched
 from dslth.engines.supervisor import run_local
-from dslth.run.events import Event, RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import Call
+from dslth.runs.events import Event, RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import Call
 from dslth.show.tables import Fitted
 from dslth.stop import Stop
 

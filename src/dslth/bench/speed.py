@@ -29,9 +29,9 @@ from dslth.learner import Learner, processor, threads
 from dslth.learning import data, models, supermask
 from dslth.learning.dataset import CLASSES
 from dslth.masks import BitMask
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import JsonLines
-from dslth.run.summary import rounds_of
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import JsonLines
+from dslth.runs.summary import rounds_of
 from dslth.show.tables import Fitted
 from dslth.transport.memory import MemoryNetwork, MemoryTransport
 

@@ -16,8 +16,8 @@ from dslth.deploy.collector import Collector
 from dslth.engines.base import end_on_signals
 from dslth.engines.inbox import Inbox
 from dslth.errors import MissingFileError
-from dslth.run.folder import RunFolder
-from dslth.run.summary import PeerSummary, check_played, summarise
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import PeerSummary, check_played, summarise
 from dslth.show.console import err
 from dslth.show.live import LiveTable
 from dslth.stop import Stop

@@ -10,8 +10,8 @@ from dslth import topology
 from dslth.cli import options, showing
 from dslth.cli.app import App
 from dslth.cli.options import Changes, JsonOption
-from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import summarise
 from dslth.show import tables
 from dslth.show.console import out
 from dslth.show.graph import draw, draw_png, topology_table

@@ -14,8 +14,8 @@ from rich.progress import Progress, TaskID
 from dslth import __version__, config, topology
 from dslth.config import CodecName, Preset, RunConfig, TransportName
 from dslth.engines.base import preflight
-from dslth.errors import ConfigError, MissingFileError, OutputError
-from dslth.run.folder import RunFolder
+from dslth.errors import ConfigError, MissingFileError
+from dslth.runs.folder import RunFolder
 from dslth.show.console import err, out
 from dslth.topology import Topology
 
@@ -167,17 +167,7 @@ def look_at_data(
 
 def new_folder(wanted: Path | None, name: str) -> RunFolder:
     """Return the run folder to write: ``--out``, or a new one under ``runs/`` named after the topology file."""
-    if wanted is None:
-        return RunFolder.fresh(name)
-    if os.path.lexists(wanted) and not wanted.is_dir():
-        raise OutputError(f"--out {wanted} is not a folder; choose another name, or remove it")
-    try:
-        wanted.mkdir(parents=True, exist_ok=True)  # now, not when the work is done
-        if any(wanted.iterdir()):
-            raise OutputError(f"--out {wanted} exists already and is not empty; choose another folder, or remove it")
-    except OSError as error:
-        raise OutputError(f"cannot make --out {wanted}: {error.strerror}; choose another folder") from None
-    return RunFolder(wanted)
+    return RunFolder.new(wanted, name, "--out")
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from dslth.deploy import place, reports
 from dslth.engines.base import PeerJob, Surroundings, end_on_signals, run_peer
 from dslth.engines.supervisor import check_resumable
 from dslth.errors import ConfigError
-from dslth.run.checkpoint import Checkpoints
-from dslth.run.events import Event, Joined, RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import Call
-from dslth.run.summary import check_played, summarise
+from dslth.runs.checkpoint import Checkpoints
+from dslth.runs.events import Event, Joined, RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import Call
+from dslth.runs.summary import check_played, summarise
 from dslth.show.console import err
 from dslth.show.words import amount, decimal, percent
 from dslth.stop import Stop

@@ -22,8 +22,8 @@ from dslth.engines.batched import Batched
 from dslth.engines.ray import Ray, placed
 from dslth.engines.supervisor import Outcome, check_resumable, run_local
 from dslth.errors import CheckpointError, MissingFileError
-from dslth.run.folder import Launch, RunFolder
-from dslth.run.summary import check_played, summarise
+from dslth.runs.folder import Launch, RunFolder
+from dslth.runs.summary import check_played, summarise
 from dslth.show.console import err
 from dslth.show.live import LiveTable
 from dslth.transport import faulty

@@ -11,9 +11,9 @@ from dslth.cli import options
 from dslth.config import EngineName, RunConfig
 from dslth.errors import DslthError
 from dslth.learning.partition import VALIDATED
-from dslth.run.events import Event
-from dslth.run.folder import RunFolder
-from dslth.run.summary import Summary
+from dslth.runs.events import Event
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import Summary
 from dslth.show import tables, timeline
 from dslth.show.console import err, out
 from dslth.show.live import LiveTable

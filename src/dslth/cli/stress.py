@@ -15,7 +15,7 @@ from dslth.cli.options import Changes, JsonOption, OutOption, TopologyOption
 from dslth.config import Mode, Security
 from dslth.engines.supervisor import Outcome, run_local
 from dslth.errors import ConfigError, DslthError
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 from dslth.show.console import err, out
 
 __all__ = ["chaos", "fuzz", "resume", "simulate", "soak"]

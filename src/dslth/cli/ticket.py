@@ -13,7 +13,7 @@ from dslth.cli import options
 from dslth.cli.app import App
 from dslth.cli.options import JsonOption
 from dslth.errors import ConfigError
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 from dslth.show.console import err, out
 from dslth.show.tables import new_table
 from dslth.show.words import percent, thousands
@@ -21,7 +21,7 @@ from dslth.show.words import percent, thousands
 if TYPE_CHECKING:
     from dslth.learning.dataset import Dataset
     from dslth.personal.figures import Evaluation
-    from dslth.run.tickets import Ticket
+    from dslth.runs.tickets import Ticket
 
 __all__ = ["ticket_app"]
 
@@ -213,7 +213,7 @@ def apply(
     opened = _opened(ticket, peer, model)
 
     from dslth.personal import apply, figures, nets
-    from dslth.run import tickets
+    from dslth.runs import tickets
 
     dataset = _data(opened, data_dir, csv_file, classes)
     learned = apply.fine_tuned(opened, dataset.train_images, dataset.train_labels, rounds, lr)

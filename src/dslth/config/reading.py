@@ -31,6 +31,7 @@ from dslth.errors import ConfigError, MissingFileError
 __all__ = [
     "as_written",
     "data_folder",
+    "from_keys",
     "keys_folder",
     "load",
     "merge",
@@ -96,6 +97,12 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> RunCon
 def as_written(path: Path | str) -> dict[str, Any]:
     """Return the keys of a topology file as they stand there, unchecked: paths in it are still relative."""
     return _read_yaml(_find(Path(path), "topologies", "topology"), RunConfig)
+
+
+def from_keys(keys: Mapping[str, Any], folder: Path = Path()) -> RunConfig:
+    """Return the settings of a topology file with such keys in ``folder``; raises MissingFileError and ConfigError."""
+    place = folder / "settings"
+    return _standing_alone(_complete(merge(keys, {}), place), folder)
 
 
 def parse(text: str, name: str) -> RunConfig:

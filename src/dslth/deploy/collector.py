@@ -8,9 +8,9 @@ from contextlib import suppress
 from dslth.config import RunConfig
 from dslth.engines.inbox import Inbox
 from dslth.errors import MissingFileError, PeerFailedError
-from dslth.run.events import Event, Finished, RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import JsonLines
+from dslth.runs.events import Event, Finished, RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import JsonLines
 from dslth.stop import Stop
 from dslth.terminal import say
 from dslth.topology import Topology

@@ -11,7 +11,7 @@ from dslth import keys as key_files
 from dslth.config import NetworkConfig, Security
 from dslth.engines.inbox import Reporter
 from dslth.keys import Keys
-from dslth.run.events import Event
+from dslth.runs.events import Event
 from dslth.stop import Stop
 
 __all__ = ["collector_keys", "sending"]

@@ -1,6 +1,7 @@
 """What a peer is given, how one peer is run, and the interface of an engine, which runs all of them."""
 
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,10 +14,10 @@ from dslth.config import Inputs, NetworkConfig, RunConfig
 from dslth.engines.turns import at_once
 from dslth.errors import DataError, DslthError, PeerFailedError
 from dslth.learning import data, footprint, partition
-from dslth.run.checkpoint import Checkpoints
-from dslth.run.events import Event, Finished
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import JsonLines, Sink
+from dslth.runs.checkpoint import Checkpoints
+from dslth.runs.events import Event, Finished
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import JsonLines, Sink
 from dslth.seeds import Stream
 from dslth.stop import Stop
 from dslth.topology import Topology
@@ -255,7 +256,10 @@ class _Divided:
 
 @contextmanager
 def end_on_signals(stop: Stop) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM set ``stop`` instead of interrupting the program."""
+    """Let Ctrl-C and SIGTERM set ``stop`` instead of interrupting the program; only its main thread can do that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.set()

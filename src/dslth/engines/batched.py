@@ -28,8 +28,8 @@ from dslth.exchange.ledger import Ledger
 from dslth.exchange.protocol import Exchange, Place
 from dslth.exchange.shared import SharedCoding
 from dslth.exchange.virtual import Life, VirtualNetwork, VirtualPeer
-from dslth.run.events import Event, RoundReport
-from dslth.run.sinks import Call
+from dslth.runs.events import Event, RoundReport
+from dslth.runs.sinks import Call
 from dslth.seeds import Stream
 from dslth.transport.base import Delivery
 from dslth.transport.links import Channel, between

@@ -11,7 +11,7 @@ import zmq
 
 from dslth.errors import AddressError
 from dslth.keys import Keys
-from dslth.run.events import Event, parse
+from dslth.runs.events import Event, parse
 from dslth.transport import guard
 from dslth.transport.zap import DOMAIN, Gate
 

@@ -20,7 +20,7 @@ from dslth.errors import DataError, PeerFailedError
 from dslth.keys import Keys
 from dslth.learning import data
 from dslth.learning.shared import Shared
-from dslth.run.events import Event
+from dslth.runs.events import Event
 from dslth.stop import Stop
 
 __all__ = ["Processes"]
@@ -71,7 +71,8 @@ class Processes:
             name=f"dslth-peer-{peer}",
         )
         try:
-            process.start()
+            with server.without_main():
+                process.start()
         except (EOFError, OSError) as error:  # an EOFError would be taken for the end of input
             raise PeerFailedError(
                 f"peer {peer} cannot be started, the process that peers are forked from has ended "

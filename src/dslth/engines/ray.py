@@ -19,9 +19,9 @@ from typing import Any
 from dslth.config import NetworkConfig, RunConfig, Security
 from dslth.engines.base import Failure, PeerJob, Surroundings, run_peer
 from dslth.errors import ConfigError, PeerFailedError
-from dslth.run.events import Event
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import Call
+from dslth.runs.events import Event
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import Call
 from dslth.stop import Stop
 
 __all__ = ["Ray", "placed"]

@@ -3,14 +3,16 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-__all__ = ["context", "end_unused", "leave_nothing", "start", "start_early"]
+__all__ = ["context", "end_unused", "leave_nothing", "start", "start_early", "without_main"]
 
 ELSEWHERE = {"memory", "ray", "--resume", "-h", "--help"}
 """Words on the command line of a run that forks no peers, or of which only its folder tells whether it does."""
@@ -60,6 +62,17 @@ def context() -> ForkServerContext:
     start()
     _unused = False
     return multiprocessing.get_context("forkserver")
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Let a process that is started meanwhile not import the program's main file again: it may be any user's script."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def end_unused() -> None:

@@ -24,11 +24,11 @@ from dslth.errors import (
     OutputError,
     PeerFailedError,
 )
-from dslth.run import events
-from dslth.run.checkpoint import Checkpoints
-from dslth.run.events import Event, Joined, RoundReport
-from dslth.run.folder import Launch, RunFolder
-from dslth.run.summary import Summary, summarise
+from dslth.runs import events
+from dslth.runs.checkpoint import Checkpoints
+from dslth.runs.events import Event, Joined, RoundReport
+from dslth.runs.folder import Launch, RunFolder
+from dslth.runs.summary import Summary, summarise
 from dslth.stop import Stop
 from dslth.topology import Topology, build
 from dslth.transport.faulty import Faults

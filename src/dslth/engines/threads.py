@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from dslth.engines.base import Failure, PeerJob, Surroundings, run_peer
 from dslth.errors import PeerFailedError
-from dslth.run.events import Event
-from dslth.run.sinks import Call
+from dslth.runs.events import Event
+from dslth.runs.sinks import Call
 from dslth.stop import Stop
 
 __all__ = ["Threads"]

@@ -14,8 +14,8 @@ from dslth.engines import server
 from dslth.engines.base import PeerJob, mask_learner
 from dslth.learner import Common, processor
 from dslth.peer import Method
-from dslth.run import tickets
-from dslth.run.events import Accuracies
+from dslth.runs import tickets
+from dslth.runs.events import Accuracies
 
 __all__ = ["Known", "Turn", "Workers"]
 
@@ -56,11 +56,12 @@ class Workers:
     def __init__(self, jobs: Sequence[PeerJob]) -> None:
         count = min(len(jobs), len(os.sched_getaffinity(0)))
         self._pools = [ProcessPoolExecutor(1, server.context(), _begin) for _ in range(count)]
-        self._made = [
-            pool.submit(_make, jobs[first : first + CHUNK * count : count])
-            for number, pool in enumerate(self._pools)
-            for first in range(number, len(jobs), CHUNK * count)
-        ]
+        with server.without_main():  # the first question starts a pool's process
+            self._made = [
+                pool.submit(_make, jobs[first : first + CHUNK * count : count])
+                for number, pool in enumerate(self._pools)
+                for first in range(number, len(jobs), CHUNK * count)
+            ]
 
     def known(self, timeout: float) -> dict[int, Known] | None:
         """Wait until all learners are made; return what is known of them, by peer; None if it takes longer."""

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from dslth.run.events import Happening
+from dslth.runs.events import Happening
 from dslth.wire import Frames, Kind, Refusal
 
 __all__ = ["Action", "Answer", "Connect", "CountLinks", "Identify", "Notice", "Refuse", "Send", "Took"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import psutil
 
 from dslth.exchange.streams import Message
-from dslth.run.events import Accuracies, Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
-from dslth.run.sinks import Sink
+from dslth.runs.events import Accuracies, Event, Finished, Happening, Joined, LinkStats, Noticed, RoundReport, Seconds
+from dslth.runs.sinks import Sink
 from dslth.transport import Transport
 from dslth.wire import Frames, Refusal
 

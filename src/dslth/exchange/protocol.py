@@ -28,7 +28,7 @@ from dslth.exchange.actions import Action, Answer, Connect, CountLinks, Identify
 from dslth.exchange.modes import BEHIND, middle, mode_of
 from dslth.exchange.neighbour import Neighbour, State
 from dslth.exchange.streams import C, Coding, Incoming, M, Outgoing
-from dslth.run.events import Happening
+from dslth.runs.events import Happening
 from dslth.topology import Topology
 from dslth.transport.base import Delivery
 from dslth.wire import Frames, Header, Hello, Kind, Refusal, Refused

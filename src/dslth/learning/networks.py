@@ -124,6 +124,10 @@ def _factory(name: str) -> Callable[..., Any]:
     return made
 
 
+importing = 0
+"""How many files of own code are being imported right now: they must not start runs."""
+
+
 def _file(path: Path) -> Any:
     """Import a file, as Python runs a script: what lies beside it can be imported from it."""
     name = f"dslth_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
@@ -145,10 +149,13 @@ def _file(path: Path) -> Any:
 
 @contextmanager
 def _importable(folder: Path) -> Any:
+    global importing
     sys.path.insert(0, str(folder))
+    importing += 1
     try:
         yield
     finally:
+        importing -= 1
         sys.path.remove(str(folder))
 
 

@@ -16,7 +16,7 @@ from dslth.learning import supermask
 from dslth.learning.dataset import Labels, Values
 from dslth.masks import BitMask
 from dslth.personal import nets
-from dslth.run.tickets import Ticket
+from dslth.runs.tickets import Ticket
 from dslth.seeds import Stream
 
 __all__ = ["fine_tuned", "scores_of"]

@@ -30,8 +30,8 @@ from dslth.learning import networks, supermask
 from dslth.learning.supermask import FrozenNet
 from dslth.personal import nets
 from dslth.personal.inputs import inputs_by_name, inputs_of
-from dslth.run import tickets
-from dslth.run.tickets import Ticket
+from dslth.runs import tickets
+from dslth.runs.tickets import Ticket
 
 __all__ = ["MAGIC", "VERSION", "load", "pack", "store", "unpack"]
 

@@ -17,7 +17,7 @@ from dslth.config import Inputs
 from dslth.errors import DataError, DslthError, OutputError
 from dslth.learning.dataset import Values
 from dslth.personal import inputs, nets, smaller
-from dslth.run.tickets import Ticket
+from dslth.runs.tickets import Ticket
 from dslth.seeds import Stream
 
 __all__ = [

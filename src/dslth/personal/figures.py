@@ -13,7 +13,7 @@ from dslth.config import DeviceConfig
 from dslth.learner import Samples
 from dslth.learning.dataset import Labels, Values
 from dslth.personal import compact, inputs, nets
-from dslth.run.tickets import Ticket
+from dslth.runs.tickets import Ticket
 
 __all__ = [
     "ClassAccuracy",

@@ -15,7 +15,7 @@ from dslth.errors import ConfigError, DataError, MissingFileError
 from dslth.learning import data
 from dslth.learning.dataset import Dataset, Images, Values
 from dslth.learning.images import read_images
-from dslth.run.tickets import Ticket
+from dslth.runs.tickets import Ticket
 
 __all__ = [
     "chosen",

@@ -17,7 +17,7 @@ from dslth.learning.dataset import Values
 from dslth.learning.layers import Elu, GroupNorm, InPlace, LocalResponse, MaxPool
 from dslth.learning.supermask import FrozenNet
 from dslth.personal.inputs import inputs_of
-from dslth.run.tickets import Ticket
+from dslth.runs.tickets import Ticket
 
 __all__ = ["AnyGroupNorm", "Classifier", "PlainLocalResponse", "dense", "logits", "net_of", "pieces"]
 

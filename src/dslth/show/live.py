@@ -9,7 +9,7 @@ from statistics import fmean
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.text import Text
 
-from dslth.run.events import Event, RoundReport
+from dslth.runs.events import Event, RoundReport
 from dslth.show.tables import Fitted, Row, where_unlike
 from dslth.show.words import amount, decimal, duration, percent, some, spark
 

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth.config import Phase
-from dslth.run.events import Event, Finished, Joined, Noticed, RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.summary import Summary, rounds_of
+from dslth.runs.events import Event, Finished, Joined, Noticed, RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import Summary, rounds_of
 from dslth.show.words import amount, percent, refusal, spark, thousands
 
 __all__ = [

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dslth.run.summary import Happened, Summary
+from dslth.runs.summary import Happened, Summary
 from dslth.show.tables import new_table, shortened
 
 __all__ = ["MARKS", "Mark", "legend", "marks", "picture", "show"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dslth.run.summary import Summary
+from dslth.runs.summary import Summary
 from dslth.wire import Refusal
 
 __all__ = ["amount", "decimal", "duration", "percent", "refusal", "some", "spark", "thousands", "unlike"]

@@ -20,9 +20,9 @@ from dslth.engines.base import mask_learner, preflight
 from dslth.engines.batched import Batched
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError
-from dslth.run import tickets
-from dslth.run.folder import RunFolder
-from dslth.run.summary import summarise
+from dslth.runs import tickets
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import summarise
 from dslth.show.words import percent
 from dslth.stop import Stop
 from dslth.topology import Topology

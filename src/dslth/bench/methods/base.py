@@ -20,8 +20,8 @@ from dslth.engines.base import PeerJob
 from dslth.errors import ConfigError
 from dslth.learner import Samples, threads
 from dslth.learning import networks, supermask
-from dslth.run.events import Accuracies
-from dslth.run.folder import RunFolder
+from dslth.runs.events import Accuracies
+from dslth.runs.folder import RunFolder
 
 __all__ = ["RATES", "Net", "Sgd", "State", "before_exchange", "turn"]
 

@@ -17,8 +17,8 @@ import psutil
 from dslth.bench.stress.relay import Relays, behind_relays, directed, whereabouts
 from dslth.config import RunConfig
 from dslth.engines.supervisor import Outcome, run_local
-from dslth.run.events import Event, RoundReport
-from dslth.run.folder import RunFolder
+from dslth.runs.events import Event, RoundReport
+from dslth.runs.folder import RunFolder
 from dslth.seeds import Stream
 from dslth.topology import Topology
 

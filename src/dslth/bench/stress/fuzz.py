@@ -20,8 +20,8 @@ from dslth.coding import codecs
 from dslth.config import RunConfig, TransportName, identity
 from dslth.engines.supervisor import run_local
 from dslth.learner import Learner
-from dslth.run.events import Event, RoundReport
-from dslth.run.folder import RunFolder
+from dslth.runs.events import Event, RoundReport
+from dslth.runs.folder import RunFolder
 from dslth.seeds import Stream
 from dslth.topology import Topology
 from dslth.wire import Kind, Refusal

@@ -14,7 +14,7 @@ import psutil
 
 from dslth import files
 from dslth.engines.base import PeerJob, Surroundings
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 from dslth.topology import Topology
 
 __all__ = ["Edge", "Relays", "Whereabouts", "across", "behind_relays", "directed", "whereabouts"]

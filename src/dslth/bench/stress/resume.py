@@ -16,8 +16,8 @@ import psutil
 from dslth.config import RunConfig, TransportName
 from dslth.engines.supervisor import run_local
 from dslth.errors import PeerFailedError
-from dslth.run.folder import RunFolder
-from dslth.run.summary import Summary
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import Summary
 from dslth.seeds import Stream
 from dslth.topology import Topology
 

@@ -26,8 +26,8 @@ from dslth.engines.base import PeerJob, Surroundings, run_peer
 from dslth.errors import JoinError, MissingFileError
 from dslth.learner import Learner
 from dslth.masks import BitMask
-from dslth.run.events import Noticed, RoundReport
-from dslth.run.folder import RunFolder
+from dslth.runs.events import Noticed, RoundReport
+from dslth.runs.folder import RunFolder
 from dslth.seeds import Stream
 from dslth.show.tables import Fitted
 from dslth.stop import Stop

@@ -12,9 +12,9 @@ import psutil
 from dslth.config import RunConfig
 from dslth.engines.base import PeerJob, Surroundings
 from dslth.engines.supervisor import Outcome, run_local
-from dslth.run.events import Event, RoundReport
-from dslth.run.folder import RunFolder
-from dslth.run.sinks import Call
+from dslth.runs.events import Event, RoundReport
+from dslth.runs.folder import RunFolder
+from dslth.runs.sinks import Call
 from dslth.show.tables import Fitted
 from dslth.topology import Topology
 

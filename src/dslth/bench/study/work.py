@@ -24,7 +24,7 @@ from dslth.config import RunConfig
 from dslth.engines.base import mask_learner
 from dslth.engines.batched import Batched
 from dslth.engines.supervisor import run_local
-from dslth.run.folder import RunFolder
+from dslth.runs.folder import RunFolder
 from dslth.show.words import amount, percent
 from dslth.stop import Stop
 from dslth.topology import Topology

@@ -22,10 +22,10 @@ from dslth.bench.stress import chaos, chaos_show, soak
 from dslth.engines.inbox import Inbox, Reporter
 from dslth.engines.supervisor import run_local
 from dslth.keys import Keys
-from dslth.run import events
-from dslth.run.events import Finished, Joined, LinkStats, Noticed, RoundReport, Seconds
-from dslth.run.folder import RunFolder
-from dslth.run.summary import Summary, summarise
+from dslth.runs import events
+from dslth.runs.events import Finished, Joined, LinkStats, Noticed, RoundReport, Seconds
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import Summary, summarise
 from dslth.show import tables, timeline
 from dslth.show.console import Terminal
 from dslth.show.live import LiveTable

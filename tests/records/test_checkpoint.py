@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from dslth.errors import CheckpointError
 from dslth.masks import BitMask
-from dslth.run import checkpoint
-from dslth.run.checkpoint import Checkpoint, Checkpoints
-from dslth.run.summary import Summary
+from dslth.runs import checkpoint
+from dslth.runs.checkpoint import Checkpoint, Checkpoints
+from dslth.runs.summary import Summary
 from live import rounds_done, wait_for
 
 RUN = "12" * 16

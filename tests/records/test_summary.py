@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from dslth.errors import SkippedError
-from dslth.run.events import Finished, Joined, LinkStats, Noticed, RoundReport, Seconds
-from dslth.run.folder import RunFolder
-from dslth.run.summary import Summary, check_played, summarise
+from dslth.runs.events import Finished, Joined, LinkStats, Noticed, RoundReport, Seconds
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import Summary, check_played, summarise
 
 LINK = LinkStats(payload_sent=10, message_sent=20, link_sent=30)
 
@@ -111,7 +111,7 @@ def test_programs_read_these_keys_in_this_order(folder):
 
 
 def test_the_shipped_schema_is_that_of_a_summary():
-    schema = json.loads((files("dslth.run") / "summary.schema.json").read_text())
+    schema = json.loads((files("dslth.runs") / "summary.schema.json").read_text())
     assert schema == Summary.model_json_schema(), "write it again: json.dumps(Summary.model_json_schema(), indent=2)"
 
 
@@ -124,7 +124,7 @@ def test_a_peer_that_skipped_more_than_it_played_is_named(folder):
     check_played(peers[1:])
 
 
-@pytest.mark.parametrize("module", ["dslth.run.summary", "dslth.engines.supervisor"])
+@pytest.mark.parametrize("module", ["dslth.runs.summary", "dslth.engines.supervisor"])
 def test_figures_are_worked_out_without_tables_and_learning(module):
     code = f"import sys, {module}; print([name for name in ('rich', 'torch') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

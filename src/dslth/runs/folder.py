@@ -34,11 +34,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dslth import files
 from dslth.config import EngineName, Restart, RunConfig, TransportName
 from dslth.errors import BusyError, MissingFileError, OutputError
-from dslth.run.events import Event, Finished, Noticed, parse
+from dslth.runs.events import Event, Finished, Noticed, parse
 from dslth.topology import Topology
 
 if TYPE_CHECKING:
-    from dslth.run.summary import Summary
+    from dslth.runs.summary import Summary
 
 __all__ = ["Launch", "RunFolder"]
 
@@ -83,6 +83,24 @@ class RunFolder:
                 raise OutputError(f"cannot make {path}: {error.strerror}; choose another folder with --out") from None
             return cls(path)
         raise OutputError(f"there are {len(tries)} folders like {name}; choose another with --out")
+
+    @classmethod
+    def new(cls, wanted: str | Path | None, name: str, option: str = "out") -> "RunFolder":
+        """Make a folder that is new or empty, or one under ``runs/`` by name and time; raises OutputError."""
+        if wanted is None:
+            return cls.fresh(name)
+        path = Path(wanted)
+        if os.path.lexists(path) and not path.is_dir():
+            raise OutputError(f"{option} {path} is not a folder; choose another name, or remove it")
+        try:
+            path.mkdir(parents=True, exist_ok=True)  # now, not when the work is done
+            if any(path.iterdir()):
+                raise OutputError(
+                    f"{option} {path} exists already and is not empty; choose another folder, or remove it"
+                )
+        except OSError as error:
+            raise OutputError(f"cannot make {option} {path}: {error.strerror}; choose another folder") from None
+        return cls(path)
 
     def reports(self, peer: int) -> Path:
         """Return the file of a peer's reports."""

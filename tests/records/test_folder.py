@@ -14,9 +14,9 @@ import pytest
 
 from dslth import files
 from dslth.errors import BusyError
-from dslth.run.events import Finished
-from dslth.run.folder import RunFolder
-from dslth.run.summary import PeerSummary, Summary, summarise
+from dslth.runs.events import Finished
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import PeerSummary, Summary, summarise
 from live import digests, peers_of, printed, processes_of, rounds_done, rounds_of, summary_of, wait_for
 from processes import ENV
 from tap import free_ports

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from dslth.errors import SkippedError
-from dslth.run.events import Event, Finished, Happening, Joined, RoundReport
-from dslth.run.folder import RunFolder
+from dslth.runs.events import Event, Finished, Happening, Joined, RoundReport
+from dslth.runs.folder import RunFolder
 
 __all__ = ["Happened", "PeerSummary", "Summary", "check_played", "rounds_of", "summarise"]
 
@@ -53,7 +53,7 @@ class PeerSummary(_Record):
 
 
 class Happened(_Record):
-    """Something unusual; ``dslth.run.events.Happening`` explains each word."""
+    """Something unusual; ``dslth.runs.events.Happening`` explains each word."""
 
     peer: int
     """The peer that reports it, or whose process it is."""

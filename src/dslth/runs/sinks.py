@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dslth.errors import OutputError
-from dslth.run.events import Event
+from dslth.runs.events import Event
 from dslth.terminal import say
 
 __all__ = ["Call", "JsonLines", "Sink"]
