@@ -99,7 +99,7 @@ def test_a_ticket_predicts_as_its_run_says(ran, tmp_path):
     assert torch.equal(model.module(torch.from_numpy(images)), torch.from_numpy(logits))
     size = model.compact(tmp_path / "small.dslth")
     assert size == (tmp_path / "small.dslth").stat().st_size < 40_000
-    assert (dslth.Model(tmp_path / "small.dslth").logits(images) == logits).all()
+    assert (dslth.Model(str(tmp_path / "small.dslth")).logits(images) == logits).all()
     model.onnx(tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").stat().st_size > 100_000
 

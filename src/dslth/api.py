@@ -184,10 +184,13 @@ class Run:
 
 
 class Model:
-    """A personal model, from its ticket: a frozen random network and the mask that a peer learned over it."""
+    """A personal model, from its ticket: a frozen random network and the mask that a peer learned over it.
 
-    def __init__(self, path: Path, model: str | None = None) -> None:
-        self.path, self._code = path, model
+    ``path`` is the ticket's file, of either form; ``model`` makes its network if that is own code.
+    """
+
+    def __init__(self, path: str | Path, model: Any = None) -> None:
+        self.path, self._code = Path(path), None if model is None else _code(model)
 
     @cached_property
     def ticket(self) -> "Ticket":

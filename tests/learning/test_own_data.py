@@ -25,6 +25,15 @@ Y = np.arange(50) % 3
 WHO = np.arange(50) % 7
 
 
+def fifth(*keys: object) -> np.ndarray:
+    """Every fifth sample in the order of the keys, the first one first."""
+    order = sorted(range(len(keys[0])), key=lambda n: [*(str(key[n]).rjust(9) for key in keys), n])
+    return np.isin(np.arange(len(order)), order[4::5])
+
+
+TEST = fifth(Y)
+
+
 def own(path: Path, **keys: object) -> DataConfig:
     return DataConfig.model_validate({"path": str(path), **keys})
 
@@ -47,11 +56,10 @@ def test_the_same_samples_are_the_same_data_in_any_file(tmp_path: Path) -> None:
     files = [table(tmp_path / "a.csv"), table(tmp_path / "a.parquet"), arrays(tmp_path / "a.npz")]
     found = [read(own(file)) for file in files]
     assert len({dataset.digest for dataset in found}) == 1
-    test = np.arange(50) % 5 == 4
-    assert (found[0].train_labels == Y[~test]).all()
-    assert (found[0].test_labels == Y[test]).all()
+    assert (found[0].train_labels == Y[~TEST]).all()
+    assert (found[0].test_labels == Y[TEST]).all()
     back = found[0].test_images * np.array(found[0].deviation) + np.array(found[0].mean)
-    assert np.allclose(back, X[test], atol=1e-4)
+    assert np.allclose(back, X[TEST], atol=1e-4)
     assert (found[0].inputs.shape, found[0].classes, found[0].names) == ((4,), 3, ())
 
 
@@ -77,13 +85,22 @@ def test_the_digest_is_that_of_all_that_is_read(tmp_path: Path) -> None:
 def test_any_words_are_classes(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> None:
     if len(set(words)) < 2:
         words[0] += "x"
-    path = arrays(tmp_path_factory.mktemp("own") / "a.npz", x=np.zeros((len(words), 2)), y=np.array(words))
-    found = read(own(path))
-    numbers = np.empty(len(words), int)
-    test = np.arange(len(words)) % 5 == 4
-    numbers[~test], numbers[test] = found.train_labels, found.test_labels
-    assert [found.names[number] for number in numbers] == np.array(words).tolist()
-    assert found.names == tuple(sorted(set(np.array(words).tolist())))
+    folder = tmp_path_factory.mktemp("own")
+    labels = np.array(words)
+    found = read(own(arrays(folder / "a.npz", x=np.arange(2.0 * len(words)).reshape(-1, 2), y=labels)))
+    assert found.names == tuple(sorted(set(labels.tolist())))
+    for samples, numbers in ((found.train_images, found.train_labels), (found.test_images, found.test_labels)):
+        rows = np.rint((samples[:, 0] * found.deviation[0] + found.mean[0]) / 2).astype(int)
+        assert [found.names[number] for number in numbers] == labels[rows].tolist()
+
+
+@pytest.mark.parametrize("period", [2, 5, 10])
+def test_every_class_and_client_is_tested_alike_however_a_file_is_sorted(period: int, tmp_path: Path) -> None:
+    y, who = np.arange(200) % period, np.arange(200) % 5
+    found = read(own(arrays(tmp_path / "a.npz", x=np.ones((200, 2)), y=y, client=who)))
+    assert found.test_clients is not None
+    assert np.bincount(found.test_clients).tolist() == [8] * 5
+    assert np.bincount(found.test_labels, minlength=period).min() >= 200 / period / 5 - 5
 
 
 def test_classes_that_a_peer_does_not_see_are_known_by_number_or_name(tmp_path: Path) -> None:
@@ -99,19 +116,19 @@ def test_bytes_stay_bytes_and_tokens_whole_numbers(tmp_path: Path) -> None:
     images = DRAWS.integers(0, 256, (50, 1, 4, 4)).astype(np.uint8)
     found = read(own(arrays(tmp_path / "a.npz", x=images)))
     assert (found.inputs.number, found.inputs.shape, found.mean) == ("uint8", (1, 4, 4), ())
-    assert (found.test_images == images[4::5]).all()
+    assert (found.test_images == images[TEST]).all()
     flat = read(own(arrays(tmp_path / "b.npz", x=images.reshape(50, 16)), shape=(1, 4, 4)))
     assert flat.digest == found.digest
     words = DRAWS.integers(0, 1000, (50, 12))
     tokens = read(own(arrays(tmp_path / "c.npz", x=words), tokens=True))
-    assert (tokens.inputs.number, tokens.test_images.tolist()) == ("int64", words[4::5].tolist())
+    assert (tokens.inputs.number, tokens.test_images.tolist()) == ("int64", words[TEST].tolist())
 
 
 def test_a_column_of_lists_is_a_sequence(tmp_path: Path) -> None:
     words = DRAWS.integers(0, 9, (20, 6))
     pd.DataFrame({"tokens": list(words), "label": ["yes", "no"] * 10}).to_parquet(tmp_path / "a.parquet")
     found = read(own(tmp_path / "a.parquet", tokens=True))
-    assert (found.test_images == words[4::5]).all()
+    assert (found.test_images == words[fifth(["yes", "no"] * 10)]).all()
     assert found.names == ("no", "yes")
 
 
@@ -261,7 +278,7 @@ def divided(
 def test_clients_keep_their_samples(suffix: str, tmp_path: Path) -> None:
     path = table(tmp_path / f"a{suffix}", user=[f"user {who}" for who in WHO])
     dataset, shares = divided(path, 3, {"kind": "clients"}, client="user")
-    test = np.arange(50) % 5 == 4
+    test = fifth(WHO, Y)
     assert dataset.shape == (4,)  # the client is no feature
     for peer, (train, own_test) in enumerate(shares.pairs):
         assert set(WHO[~test][train]) == set(WHO[test][own_test]) == {who for who in range(7) if who % 3 == peer}

@@ -1,7 +1,7 @@
 """Own data: arrays, tables and folders of images become a data set with numbered classes and standardised features.
 
 A file's test part is its own (arrays ``x_test`` and ``y_test``, a ``test`` file or folder beside ``train``), or else
-every fifth sample.
+every fifth sample of each client and class.
 """
 
 import zipfile
@@ -48,7 +48,7 @@ def read(settings: DataConfig) -> Dataset:
     path = Path(settings.path or "")
     train, test = _parts(path, settings)
     if test is None:
-        fifth = np.arange(len(train.y)) % 5 == 4
+        fifth = _fifth(train)
         train, test = train[~fifth], train[fifth]
     if not len(train.y) or not len(test.y):
         raise DataError(
@@ -64,6 +64,20 @@ def read(settings: DataConfig) -> Dataset:
         *(xs[0], labels[: len(train.y)], xs[1], labels[len(train.y) :], classes),
         names=names, mean=mean, deviation=deviation, train_clients=clients[0], test_clients=clients[1],
     ).signed()  # fmt: skip
+
+
+def _fifth(part: Part) -> NDArray[np.bool_]:
+    """Mark every fifth sample in the order of clients, then classes: all are tested alike, however a file is sorted."""
+    keys = [_ranks(part.y), *([] if part.clients is None else [_ranks(part.clients)])]
+    chosen = np.zeros(len(part.y), bool)
+    chosen[np.lexsort(keys)[4::5]] = True
+    return chosen
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the place of each value among all that there are, in sorted order."""
+    _, ranks = np.unique(values.astype(str) if values.dtype == object else values, return_inverse=True)
+    return ranks.astype(np.int64)
 
 
 def _parts(path: Path, settings: DataConfig) -> tuple[Part, Part | None]:
@@ -270,8 +284,5 @@ def _clients(path: Path, parts: list[Part]) -> tuple[Labels, Labels]:
     """Return the clients as numbers, in sorted order."""
     given = [np.asarray(part.clients) for part in parts]
     both = np.concatenate(given)
-    if both.dtype == object:
-        both = both.astype(str)
-    _, numbers = np.unique(both, return_inverse=True)
-    train = len(given[0])
-    return numbers[:train].astype(np.int64), numbers[train:].astype(np.int64)
+    numbers, train = _ranks(both), len(given[0])
+    return numbers[:train], numbers[train:]
