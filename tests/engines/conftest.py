@@ -8,6 +8,7 @@ import uuid
 import pytest
 
 from containers import BASE, IMAGE, ROOT, TOOLS, Project, composes, sh, start_engine
+from dslth import config
 from dslth.deploy.compose import compose as compose_file
 from live import digests, printed
 
@@ -49,7 +50,7 @@ def projects(engine, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)  # what is mounted is written relative to here
         tmp_path.chmod(0o755)  # and read by the containers' user
         path = tmp_path / "docker-compose.yml"
-        path.write_text(change(compose_file(file, peers, image=IMAGE)))
+        path.write_text(change(compose_file(file, peers, config.load(file), image=IMAGE)))
         command = compose or next(iter(composes().values()))
         made.append(Project(command, f"dslth{uuid.uuid4().hex[:8]}", path, environment))
         return made[-1]

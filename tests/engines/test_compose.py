@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from containers import IMAGE, ROOT, Project, sh, wait_for
 from dslth.runs.summary import PeerSummary
-from live import digests
+from live import digests, printed
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -37,6 +39,41 @@ def test_the_shipped_mesh_builds_ends_by_itself_and_learns_the_masks_of_a_local_
     # again, with all that was left lying: a new run with the same masks
     shipped("up", timeout=400)
     assert digests(shipped.summary()) == local_mesh
+
+
+def test_ten_peers_with_a_folder_each_learn_what_a_local_run_does(image, projects, commands, tmp_path):
+    digits = load_digits()
+    for peer in range(10):
+        (tmp_path / f"peer-{peer}").mkdir()
+        for part, rows in (("train", np.arange(1500)), ("test", np.arange(1500, 1797))):
+            mine = rows[rows % 10 == peer]
+            np.savez(tmp_path / f"peer-{peer}" / f"{part}.npz", x=digits.data[mine], y=digits.target[mine])
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def net(shape, classes): return nn.Sequential(nn.Linear(shape[0], 64), nn.ReLU(), nn.Linear(64, classes))\n"
+    )
+    (tmp_path / "each.yaml").write_text(
+        "graph: {kind: ring, peers: 10}\n"
+        "experiment:\n"
+        "  rounds: 10\n"
+        "  data: {path: 'peer-{id}', classes: 10}\n"
+        "  model: {name: './net.py:net'}\n"
+        "  algorithm: {density: 0.5}\n"
+    )
+    local = printed(commands.run("dslth", "run", "-t", "each.yaml", "--json", "--out", "local"))
+    project = projects(tmp_path / "each.yaml", 10)
+    project("up", timeout=400)
+    assert set(project.end().values()) == {0}
+    summary = project.summary()
+    assert digests(summary) == digests(local)
+    assert summary.accuracy_personal > 0.5
+    assert not any(peer.missing or peer.refused for peer in summary.peers)
+    mounts = {mount["Destination"] for mount in project.inspect("peer-3")["Mounts"]}
+    assert {path for path in mounts if path.startswith("/topologies")} == {
+        "/topologies/each.yaml",
+        "/topologies/net.py",
+        "/topologies/peer-3",
+    }
 
 
 def test_keys_are_made_inside_and_private_ones_stay_there(shipped):
