@@ -1,6 +1,6 @@
 """The commands of ``dslth``: whole runs and their run folders."""
 
-from dslth.cli import bench, collect, deploy, doctor, experiment, files, inspect, keys, run, ticket
+from dslth.cli import bench, collect, deploy, doctor, experiment, files, inspect, keys, report, run, ticket
 from dslth.cli.app import App
 from dslth.cli.guard import guarded
 from dslth.cli.options import VersionOption
@@ -21,6 +21,8 @@ for command in (
     run.run,
     collect.collect,
     inspect.inspect,
+    report.report,
+    report.plot,
     experiment.experiment,
     deploy.compose,
     deploy.k8s,

@@ -22,6 +22,7 @@ from dslth.engines.batched import Batched
 from dslth.engines.ray import Ray, placed
 from dslth.engines.supervisor import Outcome, check_resumable, run_local
 from dslth.errors import CheckpointError, MissingFileError
+from dslth.report import page
 from dslth.runs.folder import Launch, RunFolder
 from dslth.runs.summary import check_played, summarise
 from dslth.show.console import err
@@ -32,6 +33,19 @@ __all__ = ["run"]
 
 ONLY_OF_PROCESSES = {"transport", "address", "restart", "orphans", "curve", "insecure", "faults"}
 """Launch options of peers that have a process and sockets each."""
+
+
+def _can_draw(wanted: bool) -> bool:
+    """Look for what draws the report before the run, not after it."""
+    if wanted:
+        page.check()
+    return wanted
+
+
+ReportOption = Annotated[
+    bool,
+    typer.Option("--report", callback=_can_draw, help="Write a page with pictures of the run, report.html, into it."),
+]
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ def run(
         ),
     ] = None,
     out_dir: OutOption = None,
+    report: ReportOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run all peers of a topology on this machine, and show what they learned and sent.
@@ -126,6 +141,7 @@ def run(
                 engine=partial(Ray, cluster=launch.address) if on_ray else Batched if batched else None,
                 launch=launch,
             )
+        _draw(outcome, wanted=report)
         _tell(outcome, as_json=as_json)
 
 
@@ -138,6 +154,11 @@ def _typed(context: typer.Context) -> set[str]:
     """Return the names of those launch options that are typed this time."""
     sources = {name: context.get_parameter_source(name) for name in Launch.model_fields}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _draw(outcome: Outcome, *, wanted: bool) -> None:
+    if wanted and outcome.summary:
+        page.write(outcome.folder.path / "report.html", [outcome.folder.path])
 
 
 def _tell(outcome: Outcome, *, as_json: bool) -> None:

@@ -1,0 +1,140 @@
+"""One page with the pictures of runs and their tables, which opens offline: the drawing library is in it."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dslth import files
+from dslth.errors import DslthError, OutputError
+from dslth.report import pictures
+from dslth.report.figures import Opened
+from dslth.report.pictures import PALETTE, Picture
+from dslth.show.words import amount, percent
+
+__all__ = ["check", "content", "page", "picture_file", "write"]
+
+MOST_ROWS = 2000
+"""Of a picture's table: more would make the page slow. The rest is in the run folder."""
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+MISSING = "pictures of runs take vl-convert-python: pip install 'dslth[report]'"
+VERSION = "6.4"
+"""Of Vega-Lite."""
+EXPORT = "window.vegaEmbed = vegaEmbed;"
+
+
+def content(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return what the page shows of some run folders; raises MissingFileError."""
+    runs = [Opened.of(folder) for folder in folders]
+    shown = [_section("Side by side", runs, pictures.compared(runs))] if len(runs) > 1 else []
+    shown += [_section(run.name, [run], pictures.of_run(run)) for run in runs]
+    return {"title": " and ".join(run.name for run in runs), "sections": shown}
+
+
+def _section(title: str, runs: Sequence[Opened], made: Sequence[Picture]) -> dict[str, Any]:
+    return {"title": title, "figures": _figures(runs), "settings": _settings(runs), "pictures": _drawn(made)}
+
+
+def _drawn(made: Sequence[Picture]) -> list[dict[str, Any]]:
+    return [{"title": p.title, "words": p.words, "spec": p.whole(), "table": _table(p)} for p in made]
+
+
+def _table(picture: Picture) -> dict[str, Any]:
+    columns = [name for name in picture.rows[0] if name not in ("x", "y")] if picture.rows else []
+    rows = [[row[name] for name in columns] for row in picture.rows[:MOST_ROWS]]
+    return {"columns": columns, "rows": rows, "more": max(0, len(picture.rows) - MOST_ROWS)}
+
+
+def _figures(runs: Sequence[Opened]) -> dict[str, Any]:
+    """Return the figures of runs, a column each."""
+    rows = [
+        ["peers", *(str(len(run.summary.peers)) for run in runs)],
+        ["rounds", *(f"{run.summary.rounds} of {run.settings.experiment.rounds}" for run in runs)],
+        ["personal accuracy, mean", *(percent(run.summary.accuracy_personal) for run in runs)],
+        ["accuracy on all classes, mean", *(percent(run.summary.accuracy_global) for run in runs)],
+        ["message bytes sent", *(amount(run.summary.message_bytes_sent) for run in runs)],
+        ["masked weights x directed edges", *(f"{r.weights:,} x {r.summary.directed_edges}" for r in runs)],
+        ["seconds", *(f"{run.summary.seconds:.1f}" for run in runs)],
+        ["unusual", *(str(len(run.summary.happenings)) for run in runs)],
+    ]
+    return {"columns": ["", *(run.name for run in runs)], "rows": rows}
+
+
+def _settings(runs: Sequence[Opened]) -> dict[str, Any]:
+    """Return the settings in which runs differ (of one run: all), a column each."""
+    rows = []
+    settings = [{row["setting"]: row["value"] for row in run.settled()} for run in runs]
+    for key in {key: None for known in settings for key in known}:
+        values = [known.get(key, "–") for known in settings]
+        if len(runs) == 1 or len(set(values)) > 1:
+            rows.append([key, *values])
+    return {"columns": ["", *(run.name for run in runs)], "rows": rows}
+
+
+def page(shown: dict[str, Any], *, live: bool = False) -> str:
+    """Return the page; a ``live`` one asks its server for what is new.
+
+    Raises DslthError without the package that the pictures take.
+    """
+    known = json.dumps(shown | {"palette": PALETTE, "live": live}, separators=(",", ":"))
+    data = known.replace("<", "\\u003c")  # nothing in a run's files ends the script that holds them
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(shown["title"])} – dslth</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{STYLE}</style>\n<header><h1></h1><button hidden>light or dark</button></header>\n<main></main>\n"
+        f"<footer>dslth {escape(version('dslth'))}; pictures by Vega-Lite</footer>\n"
+        f'<script type="application/json" id="shown">{data}</script>\n'
+        f"<script>{_library()}</script>\n<script>{SCRIPT}</script>\n</html>\n"
+    )
+
+
+def check() -> None:
+    """Raise DslthError if the package is missing that the pictures take."""
+    if find_spec("vl_convert") is None:
+        raise DslthError(MISSING)
+
+
+def write(path: Path, folders: Sequence[Path]) -> int:
+    """Write the page of some run folders; return its bytes. Raises MissingFileError, OutputError, DslthError."""
+    return _written(path, page(content(folders)).encode())
+
+
+def picture_file(path: Path, folders: Sequence[Path], *, by_bytes: bool) -> int:
+    """Draw runs side by side into a file, ``.png``, ``.svg`` or ``.pdf``; return its bytes."""
+    import vl_convert
+
+    _library()
+    by_round, against_bytes = pictures.compared([Opened.of(folder) for folder in folders])
+    spec = (against_bytes if by_bytes else by_round).whole()
+    match path.suffix:
+        case ".png":
+            drawn: bytes = vl_convert.vegalite_to_png(spec, vl_version=VERSION, ppi=300)
+        case ".svg":
+            drawn = vl_convert.vegalite_to_svg(spec, vl_version=VERSION).encode()
+        case ".pdf":
+            drawn = vl_convert.vegalite_to_pdf(spec, vl_version=VERSION)
+        case _:
+            raise OutputError(f"{path}: expected a file named .png, .svg or .pdf")
+    return _written(path, drawn)
+
+
+def _library() -> str:
+    """Return the drawing library: Vega, Vega-Lite and Vega-Embed in one script."""
+    try:
+        import vl_convert
+    except ImportError:
+        raise DslthError(MISSING) from None
+    script: str = vl_convert.javascript_bundle(EXPORT, vl_version=VERSION)
+    return script.replace("</script", "<\\/script")
+
+
+def _written(path: Path, made: bytes) -> int:
+    try:
+        files.replace(path, made)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    return len(made)
