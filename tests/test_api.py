@@ -100,6 +100,8 @@ def test_a_ticket_predicts_as_its_run_says(ran, tmp_path):
     size = model.compact(tmp_path / "small.dslth")
     assert size == (tmp_path / "small.dslth").stat().st_size < 40_000
     assert (dslth.Model(str(tmp_path / "small.dslth")).logits(images) == logits).all()
+    with pytest.raises(DataError, match=r"shape \(7, 7\); this network is shown uint8 1x8x8, 10 classes"):
+        model.predict(np.zeros((1, 7, 7), np.uint8))
     model.onnx(tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").stat().st_size > 100_000
 

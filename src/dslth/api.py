@@ -4,6 +4,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from dslth.engines.base import preflight
 from dslth.engines.batched import Batched
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError, DataError, DslthError
+from dslth.learning import code
 from dslth.runs.events import Event, RoundReport
 from dslth.runs.folder import Launch, RunFolder
 from dslth.runs.summary import Summary, rounds_of, summarise
@@ -72,9 +74,7 @@ def run(
         KeyboardInterrupt: Ctrl-C. The peers have ended properly and can be resumed: ``dslth run --resume FOLDER``.
 
     """
-    from dslth.learning import networks
-
-    if networks.importing:
+    if code.importing():
         raise ConfigError(
             "dslth.run was called while a peer's network was imported from the file that calls it: put the call under "
             "'if __name__ == \"__main__\":', or the network into a file of its own"
@@ -217,7 +217,10 @@ class Model:
         """Return logits (n, classes) of samples (n, ...) as the data have them: bytes, features or tokens."""
         import torch
 
-        x = np.ascontiguousarray(samples, self.inputs.number).reshape(-1, *self.inputs.shape)
+        x = np.ascontiguousarray(samples, self.inputs.number)
+        if x.size % prod(self.inputs.shape):
+            raise DataError(f"samples of the shape {x.shape[1:]}; this network is shown {self.inputs}")
+        x = x.reshape(-1, *self.inputs.shape)
         with torch.inference_mode():
             scores: NDArray[np.float32] = self.module(torch.from_numpy(x)).numpy()
         return scores

@@ -217,11 +217,27 @@ def test_names_that_are_neither_of_the_zoo_nor_code_are_refused(name: object) ->
         ("cnn", FEATURES, "cnn takes square images"),
         ("resnet8", Inputs(shape=(3, 8, 9), number="uint8", classes=2), "takes square images"),
         ("mlp", TOKENS, "mlp takes features"),
+        ("mlp", Inputs(shape=(1 << 21,), number="float32", classes=2), "the most is 268,435,456"),
     ],
 )
 def test_a_net_of_the_zoo_says_what_it_takes(name: str, inputs: Inputs, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         networks.network(settings(name), inputs)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": (1 << 20, 1 << 20)},
+        {"classes": 1 << 20},
+        {"mean": (0.0,) * 5, "deviation": (1.0,) * 5},
+        {"mean": (0.0,) * 6, "deviation": ()},
+        {"names": ("a", "b")},
+    ],
+)
+def test_inputs_that_no_network_has_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"or more than|or none"):
+        Inputs.model_validate(FEATURES.model_dump() | wrong)
 
 
 # --- tickets --------------------------------------------------------------------------------------------------------

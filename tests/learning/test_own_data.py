@@ -194,6 +194,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Path], dict[str, object]]] = {
     "tokens must be whole numbers": (lambda at: arrays(at / "a.npz"), {"tokens": True}),
     "a label 2; with classes: 2 they are 0 to 1": (lambda at: arrays(at / "a.npz"), {"classes": 2}),
     "a label '2', which is not among": (lambda at: arrays(at / "a.npz"), {"classes": ("0", "1")}),
+    "has 4,194,305 numbers": (lambda at: arrays(at / "a.npz", x=np.zeros((9, (1 << 22) + 1), np.uint8), y=Y[:9]), {}),
     "expected a folder of images for each class": (lambda at: at, {}),
     "not an image in a format": (lambda at: raw(at / "images" / "a" / "b.png", b"x").parents[1], {}),
 }

@@ -149,6 +149,9 @@ def test_a_live_page_is_read_anew_each_time(two):
                 assert json.load(answer)["title"] == "one"
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(f"{root}/../../etc/passwd", timeout=30)
+            elsewhere = urllib.request.Request(f"{root}/", headers={"Host": "evil.example:80"})
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(elsewhere, timeout=30)
             with pytest.raises(AddressError, match="in use"):
                 serve(two[:1], "127.0.0.1", server.server_port)
         finally:

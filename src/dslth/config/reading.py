@@ -45,6 +45,7 @@ __all__ = [
 Of = TypeVar("Of", bound=Settings)
 Folder = Literal["topologies", "peers", "experiments", "studies"]
 
+OTHER_DATA = ("name", "path", "label", "client", "classes", "shape", "tokens")
 MOST_TEXT = 4 << 20
 """Bytes of a topology file, a profile, a counts table: enough for the edges of a graph with 200,000 links."""
 MOST_VALUES = 1_000_000
@@ -263,7 +264,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         below = merged.get(key, {})
         if key == "data" and isinstance(value, dict) and isinstance(below, dict) and {"name", "path"} & value.keys():
-            below = {k: v for k, v in below.items() if k not in ("name", "path")}  # either may name the data
+            below = {k: v for k, v in below.items() if k not in OTHER_DATA}  # that tell of other data
         if key == "density" or not isinstance(value, dict):
             merged[key] = value
         elif isinstance(below, dict):

@@ -7,7 +7,7 @@ that all peers must agree on) and ``peers`` (what differs by peer; optional). Un
 import re
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
-from math import exp
+from math import exp, prod
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -43,6 +43,8 @@ from dslth.errors import ConfigError, UnknownPeerError
 
 __all__ = [
     "MOST",
+    "MOST_CLASSES",
+    "MOST_NUMBERS",
     "PRESETS",
     "AlgorithmConfig",
     "ByKind",
@@ -88,6 +90,9 @@ __all__ = [
 ]
 
 MOST = 2**31 - 1
+MOST_NUMBERS = 1 << 22
+"""Of a sample: an image of 1,180 x 1,180 pixels in colours."""
+MOST_CLASSES = 1 << 16
 Positive = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Whole = Annotated[int, Field(ge=-MOST, le=MOST)]
@@ -409,6 +414,16 @@ class Inputs(Settings):
     names: tuple[Text, ...] = ()
     mean: tuple[float, ...] = ()
     deviation: tuple[Annotated[float, Field(gt=0)], ...] = ()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "Inputs":
+        if prod(self.shape) > MOST_NUMBERS or self.classes > MOST_CLASSES:
+            raise ValueError(f"samples of more than {MOST_NUMBERS:,} numbers, or more than {MOST_CLASSES:,} classes")
+        if {len(self.mean), len(self.deviation)} not in ({0}, {self.shape[0] if self.shape else 1}):
+            raise ValueError("a mean and a deviation for each feature, or none")
+        if self.names and len(self.names) != self.classes:
+            raise ValueError("a name for each class, or none")
+        return self
 
     def __str__(self) -> str:
         """Say what fits together: all but the figures of the features."""

@@ -5,13 +5,7 @@ Of an own module the weights of linear, convolution and embedding layers and of 
 """
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +15,14 @@ from torch.nn.parameter import is_lazy
 
 from dslth.config import ExperimentConfig, Inputs, ModelConfig, ModelName
 from dslth.errors import ConfigError
-from dslth.learning import models, supermask
+from dslth.learning import code, footprint, models, supermask
 from dslth.learning.supermask import FrozenNet
 from dslth.seeds import Stream
 
 __all__ = ["frozen", "measure", "network", "structure"]
 
+MOST_WEIGHTS = 1 << 28
+"""Of a network of the zoo: what a damaged or hostile ticket asks for must not fill the memory."""
 STRANGE = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag)
 """Layers that do not work with weights that come from outside, or not with dense gradients."""
 
@@ -85,6 +81,12 @@ def _check_zoo(settings: ModelConfig, inputs: Inputs) -> None:
             f"experiment.model.name: {settings.name} takes {takes}, not {inputs}; give data.shape, or another network "
             "(mlp takes features of any shape; own ones are named as in ./nets.py:Net)"
         )
+    weights, _ = footprint.network(settings, inputs.shape, inputs.classes)
+    if weights > MOST_WEIGHTS:
+        raise ConfigError(
+            f"experiment.model.name: {settings.name} for {inputs} would have {weights:,} weights; the most "
+            f"is {MOST_WEIGHTS:,}"
+        )
 
 
 # --- own code -------------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def _check_zoo(settings: ModelConfig, inputs: Inputs) -> None:
 
 def _made(settings: ModelConfig, inputs: Inputs, seed: int) -> nn.Module:
     """Call the factory: with the options, and with ``shape`` and ``classes`` if it has parameters of these names."""
-    factory = _factory(settings.name)
+    factory = code.factory(settings.name)
     try:
         takes = inspect.signature(factory).parameters
         known = {name: value for name, value in (("shape", inputs.shape), ("classes", inputs.classes)) if name in takes}
@@ -100,67 +102,10 @@ def _made(settings: ModelConfig, inputs: Inputs, seed: int) -> nn.Module:
             torch.manual_seed(seed)
             made = factory(**(known | dict(settings.options)))
     except Exception as error:
-        raise ConfigError(f"experiment.model: {settings.name} failed: {_told(error)}") from error
+        raise ConfigError(f"experiment.model: {settings.name} failed: {code.told(error)}") from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"experiment.model: {settings.name} made a {type(made).__name__}, not a torch.nn.Module")
     return made
-
-
-def _factory(name: str) -> Callable[..., Any]:
-    where, _, attribute = name.rpartition(":")
-    if not where:
-        raise ConfigError(
-            "the network is somebody's own code, which is never run on the word of a ticket: name it with --model, "
-            f"as in nets.py:{attribute or 'Net'}"
-        )
-    try:
-        module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        factory = getattr(module, attribute)
-    except Exception as error:
-        raise ConfigError(f"experiment.model: {name} cannot be imported: {_told(error)}") from error
-    if not callable(factory):
-        raise ConfigError(f"experiment.model: {name} is not a class or function that makes a network")
-    made: Callable[..., Any] = factory
-    return made
-
-
-importing = 0
-"""How many files of own code are being imported right now: they must not start runs."""
-
-
-def _file(path: Path) -> Any:
-    """Import a file, as Python runs a script: what lies beside it can be imported from it."""
-    name = f"dslth_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    with _importable(path.parent):
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Any:
-    global importing
-    sys.path.insert(0, str(folder))
-    importing += 1
-    try:
-        yield
-    finally:
-        importing -= 1
-        sys.path.remove(str(folder))
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _check_layers(settings: ModelConfig, module: nn.Module) -> None:
@@ -196,7 +141,9 @@ def _check_output(settings: ModelConfig, module: nn.Module, inputs: Inputs) -> N
         with torch.inference_mode():
             logits = module.eval()(_example(inputs, 2))
     except Exception as error:
-        raise ConfigError(f"experiment.model: {settings.name} fails on samples of {inputs}: {_told(error)}") from error
+        raise ConfigError(
+            f"experiment.model: {settings.name} fails on samples of {inputs}: {code.told(error)}"
+        ) from error
     finally:
         module.train(training)
     if not isinstance(logits, Tensor) or logits.shape != (2, inputs.classes) or logits.dtype != torch.float32:

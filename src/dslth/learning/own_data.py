@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dslth.config import DataConfig
+from dslth.config import MOST_CLASSES, MOST_NUMBERS, DataConfig
 from dslth.errors import DataError, DslthError
 from dslth.learning.dataset import Dataset, Labels, Values
 from dslth.learning.images import read_images
@@ -23,7 +23,6 @@ __all__ = ["read"]
 
 MOST_BYTES = 1 << 34
 """Of a file of arrays, unpacked."""
-MOST_CLASSES = 1 << 16
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
@@ -201,6 +200,8 @@ _READERS: dict[str, Callable[[Path, DataConfig], tuple[Part, Part | None]]] = {
 
 
 def _shaped(path: Path, settings: DataConfig, x: NDArray[Any]) -> NDArray[Any]:
+    if prod(x.shape[1:]) > MOST_NUMBERS:
+        raise DataError(f"{path}: a sample has {prod(x.shape[1:]):,} numbers; the most is {MOST_NUMBERS:,}")
     if settings.shape is None or x.shape[1:] == settings.shape:
         return x
     if prod(x.shape[1:]) != prod(settings.shape):

@@ -24,7 +24,7 @@ from dslth import files
 from dslth.coding import codecs
 from dslth.coding.forecast import Forecast
 from dslth.coding.history import History
-from dslth.config import MOST, CodecName, ExperimentConfig, Inputs, Scores, Settings
+from dslth.config import MOST, MOST_CLASSES, CodecName, ExperimentConfig, Inputs, Scores, Settings
 from dslth.errors import MissingFileError, OutputError
 from dslth.learning import networks, supermask
 from dslth.learning.supermask import FrozenNet
@@ -40,8 +40,6 @@ PREFIX = Struct(">4sBBII")
 DIGEST = 32
 MOST_BYTES = 1 << 30
 """Of a file that is read at all."""
-MOST_CLASSES = 1 << 16
-"""More would make the frozen net of a damaged file too large for memory."""
 
 
 class Head(Settings):

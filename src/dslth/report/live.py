@@ -11,15 +11,21 @@ from dslth.report import page
 
 __all__ = ["serve"]
 
+LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
+
 
 def serve(folders: Sequence[Path], host: str, port: int) -> ThreadingHTTPServer:
     """Return a server of the page, which reads the run folders anew each time that it is asked; port 0: a free one.
 
     Raises AddressError if it cannot listen there.
     """
+    local = host in LOCAL
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if local and (self.headers.get("Host") or "").rpartition(":")[0] not in LOCAL:
+                self.send_error(HTTPStatus.FORBIDDEN)  # a page of elsewhere whose name leads here
+                return
             try:
                 match self.path:
                     case "/":

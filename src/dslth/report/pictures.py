@@ -14,6 +14,8 @@ __all__ = ["PALETTE", "Picture", "compared", "of_run"]
 
 PALETTE = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442"]
 WIDTH, HEIGHT = 440, 260
+MOST = 200
+"""Peers whose masks are compared, the first ones: each is compared with each."""
 BELOW = {"orient": "bottom"}
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
@@ -46,7 +48,7 @@ def of_run(run: Opened) -> list[Picture]:
         _lines("Loss", "loss", "training loss", rounds, "The mean of a round's steps; each peer a line."),
         _by_bytes([run]),
         _bits(rounds),
-        _similarity(figures.similarities(masks)),
+        _similarity(figures.similarities(dict(list(masks.items())[:MOST]))),
         _layers(figures.layers(masks)),
         _seconds(run.seconds()),
         _happenings(run.happenings()),
