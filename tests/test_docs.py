@@ -10,7 +10,7 @@ import pytest
 from processes import ENV
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("own.md", "python.md", "report.md")
+PAGES = ("own.md", "python.md", "report.md", "sweeps.md")
 PROGRAMS = {
     "python": [sys.executable],
     "dslth": [sys.executable, "-m", "dslth"],

@@ -1,8 +1,9 @@
 """``dslth experiment``: a claim of the paper or of its theory, put to the test that a file describes."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +13,10 @@ from dslth.errors import OutputError
 from dslth.show.console import Terminal, err, out
 from dslth.stop import Stop
 
-__all__ = ["experiment"]
+if TYPE_CHECKING:
+    from dslth.bench.experiments.plan import Plan
+
+__all__ = ["do", "experiment"]
 
 
 def experiment(
@@ -30,16 +34,26 @@ def experiment(
     It can be interrupted: called again, it goes on with the cells that are not finished, or whose settings changed.
     Writes cells/, runs.csv and sums.csv with their .json, tables.md, and figure.png.
     """
-    from dslth.bench.cells import Cells
-    from dslth.bench.experiments import plan, show, work  # torch is heavy: loaded only when needed
+    from dslth.bench.experiments import plan  # torch is heavy: loaded only when needed
 
     planned = plan.read(name).quickly() if quick else plan.read(name)
-    cells = work.cells_of(planned, changes.overrides())
-    stem = Path(name).stem + "-quick" * quick
-    folder = out_dir or Path("runs") / f"experiment-{stem}"
+    stem = Path(name).stem
+    folder = out_dir or Path("runs") / f"experiment-{stem}{'-quick' * quick}"
+    do(planned, changes.overrides(), folder, f"dslth experiment {stem}" + " --quick" * quick, as_json=as_json)
+
+
+def do(planned: "Plan", changes: Mapping[str, Any], folder: Path, command: str, *, as_json: bool) -> None:
+    """Do the cells of a plan that are not finished, and show and write what is known then.
+
+    ``changes`` are keys of a topology file that win over the plan's; ``command`` is kept with what it measured.
+    """
+    from dslth.bench.cells import Cells
+    from dslth.bench.experiments import show, work
+
+    cells = work.cells_of(planned, changes)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--out {folder} is not a folder; choose another name, or remove it")
-    store = Cells(folder / "cells", f"dslth experiment {Path(name).stem}" + " --quick" * quick)
+    store = Cells(folder / "cells", command)
     stop = Stop()
     with end_on_signals(stop):
         done = work.do(cells, store, stop, lambda line: err.print(line, soft_wrap=True))

@@ -1,6 +1,20 @@
 """The commands of ``dslth``: whole runs and their run folders."""
 
-from dslth.cli import bench, collect, deploy, doctor, experiment, files, inspect, keys, report, run, ticket
+from dslth.cli import (
+    bench,
+    collect,
+    compare,
+    deploy,
+    doctor,
+    experiment,
+    files,
+    inspect,
+    keys,
+    report,
+    run,
+    sweep,
+    ticket,
+)
 from dslth.cli.app import App
 from dslth.cli.guard import guarded
 from dslth.cli.options import VersionOption
@@ -23,6 +37,8 @@ for command in (
     inspect.inspect,
     report.report,
     report.plot,
+    compare.compare,
+    sweep.sweep,
     experiment.experiment,
     deploy.compose,
     deploy.k8s,

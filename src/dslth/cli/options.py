@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ __all__ = [
     "VersionOption",
     "complete_topology",
     "look_at_data",
+    "nested",
     "new_folder",
     "orderly",
     "read",
@@ -113,6 +114,10 @@ class Changes:
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="What peers compute on, as in cuda:0, in place of the file's.")
     ] = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in algorithm.lr=0.3; may be repeated."),
+    ] = None
     no_exchange: Annotated[bool, typer.Option("--no-exchange", help="Every peer learns alone, for comparison.")] = False
     data_dir: Annotated[
         Path | None,
@@ -137,7 +142,22 @@ class Changes:
         overrides: dict[str, Any] = {"experiment": experiment} if experiment else {}
         if self.graph is not None:
             overrides["graph"] = {"kind": "file", "file": os.path.abspath(self.graph)}
+        for text in self.set or ():
+            keys, values = config.assigned(text)
+            if len(values) > 1:
+                raise ConfigError(
+                    f"--set {text[:80]!r}: one value; to try several: dslth sweep (or write a list in [])"
+                )
+            overrides = config.merge(overrides, nested(keys, values[0]))
         return overrides
+
+
+def nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return the keys of a topology file that set one value."""
+    for key in reversed(keys):
+        value = {key: value}
+    made: dict[str, Any] = value
+    return made
 
 
 def read(topology_file: str, changes: Changes | None = None) -> tuple[RunConfig, Topology]:

@@ -21,6 +21,7 @@ from dslth.config.schema import (
     CountsPartition,
     DataConfig,
     DeviceConfig,
+    ExperimentConfig,
     GraphFile,
     ListsPartition,
     RunConfig,
@@ -30,6 +31,7 @@ from dslth.errors import ConfigError, MissingFileError
 
 __all__ = [
     "as_written",
+    "assigned",
     "data_folder",
     "from_keys",
     "keys_folder",
@@ -104,6 +106,25 @@ def from_keys(keys: Mapping[str, Any], folder: Path = Path()) -> RunConfig:
     """Return the settings of a topology file with such keys in ``folder``; raises MissingFileError and ConfigError."""
     place = folder / "settings"
     return _standing_alone(_complete(merge(keys, {}), place), folder)
+
+
+def assigned(text: str) -> tuple[tuple[str, ...], list[Any]]:
+    """Read ``KEY=VALUE`` or ``KEY=VALUE,VALUE...``: a dotted key of a topology file, and values as YAML has them.
+
+    A key of the ``experiment`` section may be named without it. Raises ConfigError.
+    """
+    name, sign, values = text.partition("=")
+    keys = tuple(name.strip().split("."))
+    if not sign or not all(keys):
+        raise ConfigError(f"--set {text[:80]!r}: expected KEY=VALUE, as in algorithm.lr=0.3")
+    try:
+        found = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, list) or not found:
+        raise ConfigError(f"--set {text[:80]!r}: expected a value as in a topology file, or several with commas")
+    inside = keys[0] in ExperimentConfig.model_fields and keys[0] not in RunConfig.model_fields
+    return (("experiment", *keys) if inside else keys), found
 
 
 def parse(text: str, name: str) -> RunConfig:

@@ -16,9 +16,10 @@ from dslth.runs.events import Event, Joined, RoundReport
 from dslth.runs.folder import RunFolder
 from dslth.runs.summary import Summary, rounds_of, summarise
 from dslth.runs.tickets import Ticket
+from dslth.show.words import amount, percent
 from dslth.topology import Topology
 
-__all__ = ["Opened", "Rows"]
+__all__ = ["Opened", "Rows", "differing", "facts", "layers", "similarities"]
 
 Rows = list[dict[str, Any]]
 MOST_PEERS_PLACED = 200
@@ -241,6 +242,32 @@ def layers(masks: Mapping[int, Ticket]) -> Rows:
                 }
             )
     return rows
+
+
+def facts(runs: Sequence[Opened]) -> dict[str, Any]:
+    """Return the figures of runs, a column each."""
+    rows = [
+        ["peers", *(str(len(run.summary.peers)) for run in runs)],
+        ["rounds", *(f"{run.summary.rounds} of {run.settings.experiment.rounds}" for run in runs)],
+        ["personal accuracy, mean", *(percent(run.summary.accuracy_personal) for run in runs)],
+        ["accuracy on all classes, mean", *(percent(run.summary.accuracy_global) for run in runs)],
+        ["message bytes sent", *(amount(run.summary.message_bytes_sent) for run in runs)],
+        ["masked weights x directed edges", *(f"{r.weights:,} x {r.summary.directed_edges}" for r in runs)],
+        ["seconds", *(f"{run.summary.seconds:.1f}" for run in runs)],
+        ["unusual", *(str(len(run.summary.happenings)) for run in runs)],
+    ]
+    return {"columns": ["", *(run.name for run in runs)], "rows": rows}
+
+
+def differing(runs: Sequence[Opened]) -> dict[str, Any]:
+    """Return the settings in which runs differ (of one run: all), a column each."""
+    rows = []
+    settings = [{row["setting"]: row["value"] for row in run.settled()} for run in runs]
+    for key in {key: None for known in settings for key in known}:
+        values = [known.get(key, "–") for known in settings]
+        if len(runs) == 1 or len(set(values)) > 1:
+            rows.append([key, *values])
+    return {"columns": ["", *(run.name for run in runs)], "rows": rows}
 
 
 def _percent(share: float | None) -> float | None:

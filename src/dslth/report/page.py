@@ -10,10 +10,9 @@ from typing import Any
 
 from dslth import files
 from dslth.errors import DslthError, OutputError
-from dslth.report import pictures
+from dslth.report import figures, pictures
 from dslth.report.figures import Opened
 from dslth.report.pictures import PALETTE, Picture
-from dslth.show.words import amount, percent
 
 __all__ = ["check", "content", "page", "picture_file", "write"]
 
@@ -36,7 +35,8 @@ def content(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _section(title: str, runs: Sequence[Opened], made: Sequence[Picture]) -> dict[str, Any]:
-    return {"title": title, "figures": _figures(runs), "settings": _settings(runs), "pictures": _drawn(made)}
+    tables = {"figures": figures.facts(runs), "settings": figures.differing(runs)}
+    return {"title": title, **tables, "pictures": _drawn(made)}
 
 
 def _drawn(made: Sequence[Picture]) -> list[dict[str, Any]]:
@@ -47,32 +47,6 @@ def _table(picture: Picture) -> dict[str, Any]:
     columns = [name for name in picture.rows[0] if name not in ("x", "y")] if picture.rows else []
     rows = [[row[name] for name in columns] for row in picture.rows[:MOST_ROWS]]
     return {"columns": columns, "rows": rows, "more": max(0, len(picture.rows) - MOST_ROWS)}
-
-
-def _figures(runs: Sequence[Opened]) -> dict[str, Any]:
-    """Return the figures of runs, a column each."""
-    rows = [
-        ["peers", *(str(len(run.summary.peers)) for run in runs)],
-        ["rounds", *(f"{run.summary.rounds} of {run.settings.experiment.rounds}" for run in runs)],
-        ["personal accuracy, mean", *(percent(run.summary.accuracy_personal) for run in runs)],
-        ["accuracy on all classes, mean", *(percent(run.summary.accuracy_global) for run in runs)],
-        ["message bytes sent", *(amount(run.summary.message_bytes_sent) for run in runs)],
-        ["masked weights x directed edges", *(f"{r.weights:,} x {r.summary.directed_edges}" for r in runs)],
-        ["seconds", *(f"{run.summary.seconds:.1f}" for run in runs)],
-        ["unusual", *(str(len(run.summary.happenings)) for run in runs)],
-    ]
-    return {"columns": ["", *(run.name for run in runs)], "rows": rows}
-
-
-def _settings(runs: Sequence[Opened]) -> dict[str, Any]:
-    """Return the settings in which runs differ (of one run: all), a column each."""
-    rows = []
-    settings = [{row["setting"]: row["value"] for row in run.settled()} for run in runs]
-    for key in {key: None for known in settings for key in known}:
-        values = [known.get(key, "–") for known in settings]
-        if len(runs) == 1 or len(set(values)) > 1:
-            rows.append([key, *values])
-    return {"columns": ["", *(run.name for run in runs)], "rows": rows}
 
 
 def page(shown: dict[str, Any], *, live: bool = False) -> str:
