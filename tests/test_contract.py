@@ -57,7 +57,7 @@ def test_the_source_keeps_to_it(broken):
         ("wire.py", "import torch", {TORCH}),
         ("wire.py", "from dslth.algorithm import combine", {TORCH}),
         ("coding/codecs.py", "from torch import Tensor", {TORCH}),
-        ("run/events.py", "import torch", {TORCH}),
+        ("runs/events.py", "import torch", {TORCH}),
         ("exchange/streams.py", "import dslth.learner", {LAYERS, TORCH}),
         ("algorithm.py", "from time import monotonic", {CLOCKS}),
         ("wire.py", "import zmq", {CLOCKS}),
