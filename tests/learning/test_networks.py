@@ -117,6 +117,7 @@ def test_what_is_masked_learns_and_all_else_stays(
     name: str, inputs: Inputs, masked: dict[str, tuple[int, ...]], code: Path
 ) -> None:
     experiment = settings(f"{code}:{name}")
+    torch.manual_seed(1)
     net = networks.frozen(experiment, inputs)
     assert {n: tuple(w.shape) for n, w in zip(net.names, net.weights, strict=True)} == masked
     before = {key: value.clone() for key, value in net.module.state_dict().items()}
@@ -124,7 +125,7 @@ def test_what_is_masked_learns_and_all_else_stays(
     gradients = learn(net, x)
     assert all(bool(g.abs().sum() > 0) for g in gradients)
     assert all(torch.equal(value, net.module.state_dict()[key]) for key, value in before.items())
-    torch.manual_seed(99)
+    torch.manual_seed(2)
     again = networks.frozen(experiment, inputs)  # all of it comes from the run's seed
     assert all(torch.equal(value, again.module.state_dict()[key]) for key, value in before.items())
     other = networks.frozen(experiment.model_copy(update={"seed": 2}), inputs)
