@@ -124,6 +124,7 @@ def test_an_own_ticket_predicts_with_its_own_classes_and_code(own, commands, tmp
     shown = [do("show", form, "--json").stdout for form in ("a.dslth", ticket)]
     assert shown[0] == shown[1] != ""
     words.drop(columns="writer").iloc[:200].to_csv(tmp_path / "labelled.csv", index=False)
+    assert "seven" in do("eval", ticket).stdout
     options = ("--csv", "labelled.csv", "--rounds", 20, "--out", "new.safetensors", "--json")
     taught = json.loads(do("apply", ticket, *options).stdout)
     assert taught["after"]["accuracy"] > taught["before"]["accuracy"]

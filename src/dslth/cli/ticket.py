@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,7 +113,9 @@ def evaluate(
     if as_json:
         print(json.dumps(record.record() | ({"own": own} if own is not None else {})))  # noqa: T201
         return
-    out.print(_table(f"peer {opened.peer} on {csv_file or opened.experiment.data.title}", {"accuracy": record}))
+    out.print(
+        _table(f"peer {opened.peer} on {csv_file or opened.experiment.data.title}", {"accuracy": record}, dataset.names)
+    )
     if own is not None:
         out.print(f"on the peer's own test set: {percent(own)}")
 
@@ -226,7 +229,7 @@ def apply(
         record = {"before": before.record(), "after": after.record(), "flips": flips, "rounds": rounds}
         print(json.dumps(record))  # noqa: T201
         return
-    out.print(_table(f"peer {opened.peer}, {rounds} rounds", {"before": before, "after": after}))
+    out.print(_table(f"peer {opened.peer}, {rounds} rounds", {"before": before, "after": after}, dataset.names))
     taught = f"taught on {len(dataset.train_labels):,} images of {csv_file or opened.experiment.data.title}"
     out.print(f"{out_file}: {taught}, {percent(flips)} of the mask flipped", soft_wrap=True)
 
@@ -266,13 +269,13 @@ def _data(ticket: "Ticket", data_dir: Path | None, csv_file: Path | None, classe
     return inputs.chosen(dataset, wanted)
 
 
-def _table(title: str, columns: "dict[str, Evaluation]") -> Any:
-    """Make a table of accuracies, a column each, over the same test images."""
+def _table(title: str, columns: "dict[str, Evaluation]", names: Sequence[str]) -> Any:
+    """Make a table of accuracies, a column each, over the same test images; ``names`` are those of classes, if any."""
     table = new_table(title, "class", "images", *columns)
     found = list(columns.values())
     for classes in zip(*(evaluation.classes for evaluation in found), strict=True):
-        table.add_row(
-            str(classes[0].label), thousands(classes[0].images), *(percent(c.right / c.images) for c in classes)
-        )
+        label, images = classes[0].label, thousands(classes[0].images)
+        shares = (percent(c.right / c.images) for c in classes)
+        table.add_row(names[label] if names else str(label), images, *shares)
     table.add_row("all", thousands(found[0].images), *(percent(evaluation.accuracy) for evaluation in found))
     return table

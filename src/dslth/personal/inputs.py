@@ -111,7 +111,8 @@ def read_labelled(path: Path, inputs: Inputs) -> Dataset:
     test = np.arange(len(rows)) % 5 == 4
     if not test.any():
         raise DataError(f"{path}: {len(rows)} rows; every fifth is for testing, so there must be 5 at least")
-    return Dataset(samples[~test], labels[~test], samples[test], labels[test], inputs.classes)
+    parts = samples[~test], labels[~test], samples[test], labels[test]
+    return Dataset(*parts, inputs.classes, names=inputs.names)
 
 
 def read_csv(path: Path, inputs: Inputs) -> Values:
