@@ -176,7 +176,9 @@ class Run:
         """Draw accuracy by round and by message bytes, beside that of other runs: the mean and range of all peers."""
         from dslth.show.plots import accuracy
 
-        return accuracy([(str(each.folder), each.rounds) for each in (self, *others)])
+        runs = (self, *others)
+        short = len({run.folder.name for run in runs}) == len(runs)
+        return accuracy([(run.folder.name if short else str(run.folder), run.rounds) for run in runs])
 
     def _reports(self) -> Iterator[RoundReport]:
         for events in RunFolder(self.folder).events().values():

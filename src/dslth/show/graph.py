@@ -6,7 +6,7 @@ from pathlib import Path
 import networkx as nx
 from rich.table import Table
 
-from dslth.errors import ConfigError, OutputError
+from dslth.errors import DslthError, OutputError
 from dslth.show.tables import new_table
 from dslth.topology import Topology
 
@@ -61,11 +61,11 @@ def draw(topology: Topology, width: int = 64, height: int = 25) -> str:
 
 
 def draw_png(topology: Topology, path: Path) -> None:
-    """Draw a graph into a PNG file; raises ConfigError without matplotlib, OutputError if it cannot be written."""
+    """Draw a graph into a PNG file; raises DslthError without matplotlib, OutputError if it cannot be written."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("--png needs matplotlib: pip install matplotlib") from None
+        raise DslthError("pictures take matplotlib: pip install 'dslth[plot]'") from None
     graph = topology.to_networkx()
     places = nx.kamada_kawai_layout(graph) if topology.peers <= 100 else nx.spring_layout(graph, seed=0)
     figure = Figure(figsize=(6, 6), layout="constrained")
