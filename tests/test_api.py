@@ -169,6 +169,13 @@ def test_own_networks_learn_from_arrays_and_tables(engine, tmp_path, monkeypatch
         ({"data": 3}, DataError, "int; expected a name, a path"),
         ({"data": pd.DataFrame({"x": [1]})}, DataError, "no column 'label'"),
         ({"engine": "ray"}, ConfigError, "dslth run --engine ray"),
+        ({"engine": "lokal"}, ConfigError, "engine: 'lokal'; there are local, ray, batched"),
+        ({"transport": "tcp"}, ConfigError, "transport: 'tcp'; there are zeromq, memory"),
+        ({"on_round": 3}, ConfigError, "on_round: int"),
+        ({"topology": 3}, ConfigError, "topology: int"),
+        ({"topology": nx.DiGraph([(0, 1)])}, ConfigError, "a directed graph"),
+        ({"data": pd.DataFrame({"city": ["Rome"], "label": [1]})}, DataError, "column 'city' holds no numbers"),
+        ({"data": (np.ones((9, 2)), np.ones(8))}, DataError, "expected x"),
         ({"rouns": 3}, ConfigError, "rouns: unknown key"),
         ({"rounds": 0}, ConfigError, "experiment.rounds"),
         ({"out": __file__}, OutputError, "is not a folder"),
@@ -178,6 +185,7 @@ def test_own_networks_learn_from_arrays_and_tables(engine, tmp_path, monkeypatch
 def test_what_does_not_fit_is_an_error_and_not_an_exit(given, error, words, tmp_path):
     with pytest.raises(error, match=words):
         dslth.run(**({"topology": "ring", "model": "mlp", "out": tmp_path / "run"} | given))
+    assert not (tmp_path / "run").exists()  # the next try may have it
 
 
 def test_an_error_in_the_callback_ends_the_run(tmp_path):
@@ -211,7 +219,6 @@ def test_a_network_in_the_script_itself_needs_a_guard(tmp_path):
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert re.search(r"ConfigError: .*put the call under 'if __name__ == \"__main__\":'", last)
-    (tmp_path / "run").rename(tmp_path / "before")
     guarded = net + "if __name__ == '__main__':" + RUN.replace("MODEL", "net").replace("\n", "\n    ")
     done = script(tmp_path, guarded)
     assert (done.stdout, done.stderr) == ("6 [0, 1, 2]\n", "")

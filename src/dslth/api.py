@@ -3,10 +3,11 @@
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Run", "Topology", "load", "run"]
 
+Name = TypeVar("Name", EngineName, TransportName)
 DATA = "data.npz"
 """Where arrays that are given to ``run`` lie in the run folder."""
 
@@ -79,14 +81,23 @@ def run(
             "dslth.run was called while a peer's network was imported from the file that calls it: put the call under "
             "'if __name__ == \"__main__\":', or the network into a file of its own"
         )
+    how, way = _chosen("engine", EngineName, engine), _chosen("transport", TransportName, transport)
+    if how == EngineName.RAY:
+        raise ConfigError("dslth.run has the engines local and batched; Ray is that of: dslth run --engine ray")
+    if on_round is not None and not callable(on_round):
+        raise ConfigError(f"on_round: {type(on_round).__name__}; expected a function that takes a round's report")
     settings = _settings(topology, {**experiment, **_section("model", _model(model))})
     graph = graphs.build(settings.graph, settings.experiment.seed)
+    virtual, memory = how == EngineName.BATCHED, way == TransportName.MEMORY
     folder = RunFolder.new(out, str(topology) if isinstance(topology, str | Path) else "run")
-    settings = _with_data(settings, data, folder.path)
-    virtual, memory = EngineName(engine) == EngineName.BATCHED, TransportName(transport) == TransportName.MEMORY
-    if EngineName(engine) == EngineName.RAY:
-        raise ConfigError("dslth.run has the engines local and batched; Ray is that of: dslth run --engine ray")
-    preflight(settings, graph, virtual=virtual)
+    try:
+        settings = _with_data(settings, data, folder.path)
+        preflight(settings, graph, virtual=virtual)
+    except BaseException:  # nothing has run: the same folder is free for the next try
+        (folder.path / DATA).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.path.rmdir()
+        raise
 
     def watch(event: Event) -> None:
         if on_round is not None and isinstance(event, RoundReport):
@@ -96,13 +107,13 @@ def run(
         settings,
         graph,
         folder,
-        transport=TransportName(transport),
+        transport=way,
         join_timeout=join_timeout,
         watch=watch,
         restart=not (virtual or memory),
         orphans=False,
         engine=Batched if virtual else None,
-        launch=Launch(transport=TransportName(transport), engine=EngineName(engine), join_timeout=join_timeout),
+        launch=Launch(transport=way, engine=how, join_timeout=join_timeout),
     )
     if outcome.interrupted:
         raise KeyboardInterrupt(f"what was measured is in {folder.path}")
@@ -252,11 +263,22 @@ class Model:
 # --- what is given to run -------------------------------------------------------------------------------------------
 
 
+def _chosen(what: str, names: type[Name], given: str) -> Name:
+    try:
+        return names(given)
+    except ValueError:
+        raise ConfigError(f"{what}: {given!r:.80}; there are {', '.join(names)}") from None
+
+
 def _settings(topology: Any, experiment: dict[str, Any]) -> RunConfig:
     if isinstance(topology, str | Path):
         return config.load(topology, {"experiment": experiment})
     if isinstance(topology, Mapping):
         return config.from_keys(config.merge(topology, {"experiment": experiment}))
+    if not isinstance(topology, Topology) and not hasattr(topology, "edges"):
+        raise ConfigError(f"topology: {type(topology).__name__}; expected a file, a name, keys, or a graph")
+    if getattr(topology, "is_directed", bool)():
+        raise ConfigError("topology: a directed graph; links of peers go both ways: topology.to_undirected()")
     graph = topology if isinstance(topology, Topology) else Topology.from_networkx(topology)
     return config.from_keys({"graph": graph.to_config().model_dump(), "experiment": experiment})
 
@@ -320,6 +342,10 @@ def _arrays(data: Any) -> dict[str, NDArray[Any]]:
     if hasattr(data, "columns"):
         if "label" not in data.columns:
             raise DataError(f"data: the table has no column 'label', only {', '.join(map(str, data.columns[:10]))}")
+        kinds = data.drop(columns="label").dtypes
+        for column, kind in kinds.items():
+            if kind.kind not in "biuf":
+                raise DataError(f"data: column {column!r} holds no numbers ({kind}); encode it, or leave it out")
         labels = data["label"].to_numpy()
         words = labels.astype(str) if labels.dtype == object else labels
         return {"x": data.drop(columns="label").to_numpy(), "y": words}
