@@ -19,7 +19,7 @@ from dslth.engines.base import preflight
 from dslth.engines.batched import Batched
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError, DataError, DslthError
-from dslth.learning import code
+from dslth.learning import code, own_data
 from dslth.runs.events import Event, RoundReport
 from dslth.runs.folder import Launch, RunFolder
 from dslth.runs.summary import Summary, rounds_of, summarise
@@ -342,13 +342,9 @@ def _arrays(data: Any) -> dict[str, NDArray[Any]]:
     if hasattr(data, "columns"):
         if "label" not in data.columns:
             raise DataError(f"data: the table has no column 'label', only {', '.join(map(str, data.columns[:10]))}")
-        kinds = data.drop(columns="label").dtypes
-        for column, kind in kinds.items():
-            if kind.kind not in "biuf":
-                raise DataError(f"data: column {column!r} holds no numbers ({kind}); encode it, or leave it out")
         labels = data["label"].to_numpy()
         words = labels.astype(str) if labels.dtype == object else labels
-        return {"x": data.drop(columns="label").to_numpy(), "y": words}
+        return {"x": own_data.columns("data", data.drop(columns="label")), "y": words}
     if isinstance(data, tuple) and len(data) in (2, 4):
         named = zip(("x", "y", "x_test", "y_test"), data, strict=False)
         return {name: np.asarray(array) for name, array in named}

@@ -1,6 +1,7 @@
 """Networks of the user's own: what of them is masked, what stays as it is, what is refused; and whose code is run."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,21 @@ def test_a_ticket_never_says_which_code_is_run(code: Path, tmp_path: Path) -> No
     assert b"/home/me" not in packed
     assert str(tmp_path).encode() not in packed
     assert nets.dense(compact.load(tmp_path / "evil.safetensors", f"{code}:Features"))
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("/home/me/mine.csv", "mine.csv"),
+        ("/home/me/{id}.npz", "{id}.npz"),
+        ("/me/peer-{id}/x/a.npz", "peer-{id}/x/a.npz"),
+    ],
+)
+def test_a_compact_ticket_keeps_of_a_path_what_is_not_of_one_machine(path: str, kept: str, code: Path) -> None:
+    made = ticket(code)
+    data = config.DataConfig.model_validate({"path": path})
+    moved = replace(made, experiment=made.experiment.model_copy(update={"data": data}))
+    assert compact.unpack(compact.pack(moved), f"{code}:Features").experiment.data.path == kept
 
 
 def test_both_forms_of_an_own_ticket_give_the_same_network(code: Path, tmp_path: Path) -> None:

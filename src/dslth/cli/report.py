@@ -1,6 +1,5 @@
 """``dslth report`` and ``dslth plot``: pictures of runs."""
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from dslth.cli import options
 from dslth.errors import ConfigError
+from dslth.keys import is_loopback
 from dslth.show.console import err, out
 
 __all__ = ["plot", "report"]
@@ -40,7 +40,7 @@ def report(
     page.page({"title": "", "sections": []})
     with options.orderly(), serve(runs, host, port) as server:
         out.print(f"http://{host}:{server.server_port}/ (Ctrl-C ends it)", soft_wrap=True)
-        if not _is_loopback(host):
+        if not is_loopback(f"tcp://{host}:{port}"):
             err.print(f"note: everybody who can connect to {host} can read it")
         try:
             server.serve_forever()
@@ -66,10 +66,3 @@ def _address(listen: str) -> tuple[str, int]:
     if not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"--listen {listen[:80]!r}: expected HOST:PORT, as in 127.0.0.1:8000; port 0 is a free one")
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,6 +1,7 @@
 """A data set in memory, whichever it is and wherever it comes from."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from dslth.config import Inputs
 
-__all__ = ["CLASSES", "Dataset", "Images", "Labels", "Values"]
+__all__ = ["CLASSES", "Dataset", "Images", "Labels", "Values", "raw", "standardised"]
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -60,7 +61,7 @@ class Dataset:
             deviation=self.deviation,
         )
 
-    def signed(self) -> "Dataset":
+    def with_digest(self) -> "Dataset":
         """Return the same data with their digest: that is the same wherever the same data are read."""
         digest = hashlib.sha256(repr((self.classes, self.names, self.mean, self.deviation)).encode())
         for name, array in self.arrays().items():
@@ -72,3 +73,22 @@ class Dataset:
         """Return the fields that are arrays, by name."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in values if isinstance(value, np.ndarray)}
+
+
+def standardised(samples: Values, mean: Sequence[float], deviation: Sequence[float]) -> Values:
+    """Return samples (n, features, ...) less the mean of each feature, by its deviation; as they are without a mean."""
+    if not mean:
+        return samples
+    return np.asarray((samples - _beside(mean, samples)) / _beside(deviation, samples), np.float32)
+
+
+def raw(samples: Values, mean: Sequence[float], deviation: Sequence[float]) -> Values:
+    """Undo ``standardised``."""
+    if not mean:
+        return samples
+    return np.asarray(samples * _beside(deviation, samples) + _beside(mean, samples), np.float32)
+
+
+def _beside(figures: Sequence[float], samples: Values) -> NDArray[np.float64]:
+    """Return a figure for each feature in the shape that goes with samples."""
+    return np.reshape(np.array(figures), (-1, *[1] * (samples.ndim - 2)))

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from dslth.config import MOST_CLASSES, MOST_NUMBERS, DataConfig
 from dslth.errors import DataError, DslthError
-from dslth.learning.dataset import Dataset, Labels, Values
+from dslth.learning.dataset import Dataset, Labels, Values, standardised
 from dslth.learning.images import read_images
 
-__all__ = ["read"]
+__all__ = ["columns", "read"]
 
 MOST_BYTES = 1 << 34
 """Of a file of arrays, unpacked."""
@@ -62,7 +62,7 @@ def read(settings: DataConfig) -> Dataset:
     return Dataset(
         *(xs[0], labels[: len(train.y)], xs[1], labels[len(train.y) :], classes),
         names=names, mean=mean, deviation=deviation, train_clients=clients[0], test_clients=clients[1],
-    ).signed()  # fmt: skip
+    ).with_digest()  # fmt: skip
 
 
 def _fifth(part: Part) -> NDArray[np.bool_]:
@@ -153,11 +153,14 @@ def _table(path: Path, settings: DataConfig) -> tuple[Part, None]:
             raise DataError(f"{path}: has no column {column!r}; name it with data.label or data.client; it has {shown}")
     features = [column for column in table.columns if column not in (settings.label, settings.client)]
     clients = None if settings.client is None else table[settings.client].to_numpy()
-    return Part(_features(path, table[features]), table[settings.label].to_numpy(), clients), None
+    return Part(columns(str(path), table[features]), table[settings.label].to_numpy(), clients), None
 
 
-def _features(path: Path, table: Any) -> NDArray[Any]:
-    """Return columns of numbers side by side, or one column of lists as long as each other."""
+def columns(path: str, table: Any) -> NDArray[Any]:
+    """Return a table's columns of numbers side by side, or one column of lists as long as each other.
+
+    Raises DataError, which begins with ``path``.
+    """
     if not len(table.columns) or not len(table):
         raise DataError(f"{path}: has {len(table)} rows and {len(table.columns)} columns of features")
     if len(table.columns) == 1 and table.iloc[:, 0].dtype == object:
@@ -228,11 +231,7 @@ def _numbers(
     # six digits: the same on all machines, whatever the order in which they add up
     mean, deviation = (tuple(float(f"{v:.6g}") for v in f(xs[0], axis=others)) for f in (np.mean, np.std))
     deviation = tuple(d or 1.0 for d in deviation)
-    alike = (-1, *[1] * (xs[0].ndim - 2))
-    return (
-        [((x - np.reshape(mean, alike)) / np.reshape(deviation, alike)).astype(np.float32) for x in xs],
-        *(mean, deviation),
-    )
+    return [standardised(x, mean, deviation) for x in xs], mean, deviation
 
 
 def _numbered(path: Path, settings: DataConfig, y: NDArray[Any]) -> tuple[Labels, tuple[str, ...], int]:

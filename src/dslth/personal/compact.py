@@ -80,7 +80,7 @@ def pack(ticket: Ticket) -> bytes:
     given, data, model = inputs_of(ticket), ticket.experiment.data, ticket.experiment.model
     here = {  # without paths of the run's machine
         "data": data.model_copy(
-            update={"folder": None} | ({} if data.path is None else {"path": PurePath(data.path).name})
+            update={"folder": None} | ({} if data.path is None else {"path": _end(PurePath(data.path))})
         ),
         "model": model.model_copy(update={"name": model.title}) if model.own else model,
     }
@@ -91,6 +91,12 @@ def pack(ticket: Ticket) -> bytes:
     text = head.model_dump_json(exclude={"inputs"} if head.inputs is None else None).encode()
     start = PREFIX.pack(MAGIC, VERSION, codec.wire_id, len(text), len(payload)) + text
     return start + payload + hashlib.sha256(start + ticket.mask.pack()).digest()
+
+
+def _end(path: PurePath) -> str:
+    """Return a path without the folders of the run's machine: its name, or all from the part with the peer's id."""
+    own = (number for number, part in enumerate(path.parts) if "{id}" in part)
+    return str(PurePath(*path.parts[next(own, -1) :]))
 
 
 def unpack(content: bytes, model: str | None = None) -> Ticket:

@@ -15,7 +15,7 @@ from torch import nn
 from dslth import files
 from dslth.config import Inputs
 from dslth.errors import DataError, DslthError, OutputError
-from dslth.learning.dataset import Values
+from dslth.learning.dataset import Values, raw
 from dslth.personal import inputs, nets, smaller
 from dslth.runs.tickets import Ticket
 from dslth.seeds import Stream
@@ -104,7 +104,8 @@ def check_onnx(net: nn.Module, given: Inputs, path: Path, images: Values) -> Che
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    theirs = np.concatenate([session.run(None, {"images": some})[0] for some in nets.pieces(inputs.raw(images, given))])
+    people_have = raw(images, given.mean, given.deviation)
+    theirs = np.concatenate([session.run(None, {"images": some})[0] for some in nets.pieces(people_have)])
     return compare(f"onnxruntime {onnxruntime.__version__}", nets.logits(net, images), theirs)
 
 

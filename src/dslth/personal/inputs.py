@@ -13,7 +13,7 @@ import numpy as np
 from dslth.config import DataConfig, Inputs
 from dslth.errors import ConfigError, DataError, MissingFileError
 from dslth.learning import data
-from dslth.learning.dataset import Dataset, Images, Values
+from dslth.learning.dataset import Dataset, Images, Values, raw, standardised
 from dslth.learning.images import read_images
 from dslth.runs.tickets import Ticket
 
@@ -21,12 +21,10 @@ __all__ = [
     "chosen",
     "inputs_by_name",
     "inputs_of",
-    "raw",
     "read_csv",
     "read_dataset",
     "read_files",
     "read_labelled",
-    "standardised",
 ]
 
 MOST_CSV = 1 << 30
@@ -45,24 +43,6 @@ def inputs_by_name(settings: DataConfig, classes: int) -> Inputs:
     return Inputs(shape=data.DATASETS[settings.name].shape, number="uint8", classes=classes)
 
 
-def standardised(samples: Values, inputs: Inputs) -> Values:
-    """Return samples as a data set has them: features less their mean, by their deviation; others as they are."""
-    if not inputs.mean:
-        return samples
-    alike = (-1, *[1] * (samples.ndim - 2))
-    mean, deviation = (np.reshape(figures, alike) for figures in (inputs.mean, inputs.deviation))
-    return np.asarray((samples - mean) / deviation, np.float32)
-
-
-def raw(samples: Values, inputs: Inputs) -> Values:
-    """Undo ``standardised``."""
-    if not inputs.mean:
-        return samples
-    alike = (-1, *[1] * (samples.ndim - 2))
-    mean, deviation = (np.reshape(figures, alike) for figures in (inputs.mean, inputs.deviation))
-    return np.asarray(samples * deviation + mean, np.float32)
-
-
 def read_dataset(ticket: Ticket, folder: Path | None) -> Dataset:
     """Read a ticket's data set; from ``folder`` if one is given, unless they are own data.
 
@@ -73,8 +53,10 @@ def read_dataset(ticket: Ticket, folder: Path | None) -> Dataset:
         own = data.load(settings.of(ticket.peer))
         if str(own.inputs) != str(inputs):
             raise DataError(f"{settings.of(ticket.peer).path}: {own.inputs}; the ticket is for {inputs}")
-        shown = (standardised(raw(part, own.inputs), inputs) for part in (own.train_images, own.test_images))
-        train, test = shown
+        train, test = (
+            standardised(raw(part, own.mean, own.deviation), inputs.mean, inputs.deviation)
+            for part in (own.train_images, own.test_images)
+        )
         return replace(own, train_images=train, test_images=test)
     if folder and not os.path.isdir(folder):
         raise MissingFileError(f"--data-dir {folder}: no such folder")
@@ -166,7 +148,8 @@ def _samples(path: Path, rows: Mapping[int, Sequence[str]], inputs: Inputs) -> V
         if not all(least <= value <= most for value in read):  # no NaN is
             raise DataError(f"{path}, row {number}: expected {NUMBERS[inputs.number]}s from {least} to {most}")
         values.append(read)
-    return standardised(np.array(values, inputs.number).reshape(-1, *inputs.shape), inputs)
+    samples = np.array(values, inputs.number).reshape(-1, *inputs.shape)
+    return standardised(samples, inputs.mean, inputs.deviation)
 
 
 def _label(path: Path, cell: str, inputs: Inputs) -> int:

@@ -7,11 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from dslth.errors import AddressError, DslthError
+from dslth.keys import is_loopback
 from dslth.report import page
 
 __all__ = ["serve"]
-
-LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 def serve(folders: Sequence[Path], host: str, port: int) -> ThreadingHTTPServer:
@@ -19,11 +18,11 @@ def serve(folders: Sequence[Path], host: str, port: int) -> ThreadingHTTPServer:
 
     Raises AddressError if it cannot listen there.
     """
-    local = host in LOCAL
+    names = (host, "127.0.0.1", "localhost", "[::1]") if is_loopback(f"tcp://{host}:{port}") else ()
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if local and (self.headers.get("Host") or "").rpartition(":")[0] not in LOCAL:
+            if names and (self.headers.get("Host") or "").rpartition(":")[0] not in names:
                 self.send_error(HTTPStatus.FORBIDDEN)  # a page of elsewhere whose name leads here
                 return
             try:
