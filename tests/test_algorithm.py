@@ -10,6 +10,7 @@ import torch
 
 from dslth import algorithm
 from dslth.algorithm import Setting
+from dslth.errors import ConfigError
 
 PAPER = Setting(densities=(0.5,), lr=10.0, weight_decay=5e-4, fine_tune_lr=10.0)
 
@@ -20,7 +21,7 @@ def votes(count, n=50, share=0.5):
 
 
 def test_a_mean_that_there_is_not_is_refused_by_name():
-    with pytest.raises(ValueError, match="no mean 'trimed', only plain, trimmed, median, similar"):
+    with pytest.raises(ConfigError, match="no mean 'trimed' here"):
         algorithm.combine(votes(3), votes(1)[0], replace(PAPER, mean="trimed"))
 
 

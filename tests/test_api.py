@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 import dslth
@@ -253,3 +254,47 @@ def test_ctrl_c_ends_the_peers_and_can_be_resumed(tmp_path, commands):
     done = max(peer.rounds_completed for peer in dslth.load(tmp_path / "run").summary.peers)
     resumed = commands.run("dslth", "run", "--resume", "run", "--json", "--rounds", done + 3)
     assert json.loads(resumed.stdout)["rounds"] == done + 3, resumed.stderr
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, number):
+        return self.x[number], self.y[number]
+
+
+def test_torch_data_sets_are_the_same_as_their_arrays(tmp_path):
+    x, y = DIGITS.data.astype(np.float32), DIGITS.target
+    test = x[:200], y[:200]
+
+    def learned(name, data):
+        ran = dslth.run("ring", data=data, model="mlp", transport="memory", out=tmp_path / name, **QUICK)
+        return ran.rounds.mask_digest.tolist()
+
+    as_arrays = learned("arrays", (x[200:], y[200:], *test))
+    parts = Pairs(torch.tensor(x[200:]), torch.tensor(y[200:])), Pairs(*test)
+    assert learned("sets", parts) == as_arrays
+    images = Pairs([Image.fromarray(image) for image in DIGITS.images.astype(np.uint8)], y)
+    one = dslth.run("ring", data=images, model="mlp", transport="memory", out=tmp_path / "images", rounds=1)
+    assert one.tickets[0].inputs.shape == (8, 8)
+    colours = Pairs([Image.fromarray(np.stack([image] * 3, -1)) for image in DIGITS.images.astype(np.uint8)], y)
+    one = dslth.run("ring", data=colours, model="mlp", transport="memory", out=tmp_path / "colours", rounds=1)
+    assert one.tickets[0].inputs.shape == (3, 8, 8)
+    with pytest.raises(DataError, match="Pairs: expected a length, and pairs"):
+        dslth.run("ring", data=Pairs([np.zeros(3), np.zeros(4)], [0, 1]), out=tmp_path / "bad")
+
+
+def test_sinks_progress_and_report_are_those_of_the_command(tmp_path, capsys):
+    ran = dslth.run(
+        "ring", model="mlp", transport="memory", rounds=2, out=tmp_path / "run",
+        sinks=["parquet"], progress=True, report=True,
+    )  # fmt: skip
+    assert len(pd.read_parquet(ran.folder / "rounds.parquet")) == 20
+    assert "round 2/2, personal accuracy" in capsys.readouterr().err
+    assert (ran.folder / "report.html").stat().st_size > 500_000
+    with pytest.raises(ConfigError, match="there is none of that name"):
+        dslth.run("ring", sinks=["nothing"], out=tmp_path / "other")

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dslth.config import MeanName
-from dslth.learning.means import MEANS
+from dslth.learning.means import mean_of
 from dslth.learning.supermask import FrozenNet, kept, structured, top_k
 
 __all__ = [
@@ -45,9 +44,9 @@ __all__ = [
 class Setting:
     """The constants of one peer: density of each layer, steps, weight decay; the variants are off by default.
 
-    ``mean`` is one of ``MEANS``, ``inertia`` the weight of the own last mask, ``momentum`` the share of the last
-    ``a`` that stays, ``heavy_ball`` the share of the last step's direction that stays, ``flip`` the probability that
-    randomised response flips a sent bit (below 1/2).
+    ``mean`` is the name of one of ``MEANS`` or of a plugin, ``inertia`` the weight of the own last mask, ``momentum``
+    the share of the last ``a`` that stays, ``heavy_ball`` the share of the last step's direction that stays, ``flip``
+    the probability that randomised response flips a sent bit (below 1/2).
     """
 
     densities: Sequence[float]
@@ -56,7 +55,7 @@ class Setting:
     fine_tune_lr: float
     lasso: float = 0.0
     min_filter_weights: int = 0
-    mean: MeanName = MeanName.PLAIN
+    mean: str = "plain"
     inertia: float = 0.0
     momentum: float = 0.0
     heavy_ball: float = 0.0
@@ -136,11 +135,9 @@ def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], setting: S
     """Average the masks received (uint8, one list of layers per neighbour) to ``a'``; zeros if there are none.
 
     The paper's mean is ``plain``; some others look at the peer's ``own`` mask. With randomised response the mean is
-    corrected for its bias and may leave [0, 1]. Raises ValueError if ``setting.mean`` is not the name of a mean.
+    corrected for its bias and may leave [0, 1]. Raises ConfigError if ``setting.mean`` is not the name of a mean.
     """
-    if setting.mean not in MEANS:
-        raise ValueError(f"there is no mean {setting.mean!r}, only {', '.join(MEANS)}")
-    mean = MEANS[setting.mean](masks, own)
+    mean = mean_of(setting.mean)(masks, own)
     return unbiased(mean, setting.flip) if setting.flip and masks else mean
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from math import prod
@@ -17,12 +17,16 @@ from dslth import topology as graphs
 from dslth.config import EngineName, RunConfig, TransportName
 from dslth.engines.base import preflight
 from dslth.engines.batched import Batched
-from dslth.engines.supervisor import run_local
-from dslth.errors import ConfigError, DataError, DslthError
+from dslth.engines.supervisor import Outcome, run_local
+from dslth.errors import ConfigError, DataError
 from dslth.learning import code, own_data
+from dslth.report import page
+from dslth.runs import frames
 from dslth.runs.events import Event, RoundReport
 from dslth.runs.folder import Launch, RunFolder
 from dslth.runs.summary import Summary, rounds_of, summarise
+from dslth.show.live import LiveTable, follow
+from dslth.sinks import About, opened, parse
 from dslth.topology import Topology
 
 if TYPE_CHECKING:
@@ -50,6 +54,9 @@ def run(
     engine: str = "local",
     transport: str = "zeromq",
     on_round: Callable[[RoundReport], None] | None = None,
+    sinks: Sequence[str] = (),
+    progress: bool = False,
+    report: bool = False,
     join_timeout: float = 60.0,
     **experiment: Any,
 ) -> "Run":
@@ -62,11 +69,15 @@ def run(
             in ``"./nets.py:Net"``), or the ``experiment.model`` section as a mapping. It is called with ``shape`` and
             ``classes`` if it has parameters of these names. Peers import it from its file.
         data: The name of a data set, the path of own data, arrays ``(x, y)`` or ``(x, y, x_test, y_test)``, a pandas
-            DataFrame with a column ``label``, or the ``experiment.data`` section as a mapping.
+            DataFrame with a column ``label``, a torch ``Dataset`` of samples and labels or a pair of them (training,
+            test), or the ``experiment.data`` section as a mapping.
         out: The run folder, new or empty; one under ``runs/`` if None.
         engine: ``local``: a process each; ``batched``: a few processes for thousands of peers.
         transport: ``zeromq``: real sockets; ``memory``: threads of this process.
         on_round: Called with the report of each peer's round as it comes. An error in it ends the run, and is raised.
+        sinks: Other programs that follow the run, each ``NAME`` or ``NAME=WHERE``, as in ``["tensorboard"]``.
+        progress: Show the live table of ``dslth run``.
+        report: Write a page with pictures of the run, ``report.html``, into its folder; takes ``dslth[report]``.
         join_timeout: Seconds that peers wait for each other at the start.
         experiment: Other keys of the ``experiment`` section, such as ``rounds=20``, ``seed=1``,
             ``algorithm={"lr": 0.3}``; they win over the file's.
@@ -76,16 +87,8 @@ def run(
         KeyboardInterrupt: Ctrl-C. The peers have ended properly and can be resumed: ``dslth run --resume FOLDER``.
 
     """
-    if code.importing():
-        raise ConfigError(
-            "dslth.run was called while a peer's network was imported from the file that calls it: put the call under "
-            "'if __name__ == \"__main__\":', or the network into a file of its own"
-        )
     how, way = _chosen("engine", EngineName, engine), _chosen("transport", TransportName, transport)
-    if how == EngineName.RAY:
-        raise ConfigError("dslth.run has the engines local and batched; Ray is that of: dslth run --engine ray")
-    if on_round is not None and not callable(on_round):
-        raise ConfigError(f"on_round: {type(on_round).__name__}; expected a function that takes a round's report")
+    _check_call(how, on_round, sinks, report=report)
     settings = _settings(topology, {**experiment, **_section("model", _model(model))})
     graph = graphs.build(settings.graph, settings.experiment.seed)
     virtual, memory = how == EngineName.BATCHED, way == TransportName.MEMORY
@@ -99,27 +102,30 @@ def run(
             folder.path.rmdir()
         raise
 
-    def watch(event: Event) -> None:
-        if on_round is not None and isinstance(event, RoundReport):
-            on_round(event)
+    table = LiveTable(graph.peers, settings.experiment.rounds, folder.path.name)
+    about = About(folder.path, graph.peers, settings)
+    with follow(table, quiet=not progress) as show, opened(sinks, about, show) as send:
 
-    outcome = run_local(
-        settings,
-        graph,
-        folder,
-        transport=way,
-        join_timeout=join_timeout,
-        watch=watch,
-        restart=not (virtual or memory),
-        orphans=False,
-        engine=Batched if virtual else None,
-        launch=Launch(transport=way, engine=how, join_timeout=join_timeout),
-    )
-    if outcome.interrupted:
-        raise KeyboardInterrupt(f"what was measured is in {folder.path}")
-    if outcome.failure is not None:
-        raise outcome.failure
-    return Run(folder.path, settings.experiment.model.name if settings.experiment.model.own else None)
+        def watch(event: Event) -> None:
+            send(event)
+            if on_round is not None and isinstance(event, RoundReport):
+                on_round(event)
+
+        outcome = run_local(
+            settings,
+            graph,
+            folder,
+            transport=way,
+            join_timeout=join_timeout,
+            watch=watch,
+            restart=not (virtual or memory),
+            orphans=False,
+            engine=Batched if virtual else None,
+            launch=Launch(transport=way, engine=how, join_timeout=join_timeout),
+        )
+    if report and outcome.summary:
+        page.add_to(folder.path)
+    return _ended(outcome, settings)
 
 
 def load(folder: str | Path, model: Any = None) -> "Run":
@@ -163,18 +169,18 @@ class Run:
     @cached_property
     def rounds(self) -> "pd.DataFrame":
         """A row for each peer and round: loss, accuracies (NaN where it was not evaluated), bytes sent, seconds."""
-        return _frame(_rounds(self._reports()), ["peer", "round"])
+        return frames.frame(frames.rounds(self._reports()), ["peer", "round"])
 
     @cached_property
     def links(self) -> "pd.DataFrame":
         """A row for each peer, round and neighbour: payload, message and link bytes, sent and received."""
-        return _frame(_links(self._reports()), ["peer", "round", "neighbour"])
+        return frames.frame(frames.links(self._reports()), ["peer", "round", "neighbour"])
 
     @cached_property
     def happenings(self) -> "pd.DataFrame":
         """A row for each unusual thing, in the order of time; ``dslth.runs.events.Happening`` explains each word."""
         columns = ["time", "peer", "round", "what", "neighbour", "detail"]
-        return _frame((happened.model_dump(mode="json") for happened in self.summary.happenings), columns)
+        return frames.frame((happened.model_dump(mode="json") for happened in self.summary.happenings), columns)
 
     @cached_property
     def tickets(self) -> "Mapping[int, Model]":
@@ -260,7 +266,32 @@ class Model:
         return compact.store(self.ticket, Path(path))
 
 
+def _ended(outcome: Outcome, settings: RunConfig) -> Run:
+    """Return a run that has gone well; raises what ended it otherwise."""
+    if outcome.interrupted:
+        raise KeyboardInterrupt(f"what was measured is in {outcome.folder.path}")
+    if outcome.failure is not None:
+        raise outcome.failure
+    return Run(outcome.folder.path, settings.experiment.model.name if settings.experiment.model.own else None)
+
+
 # --- what is given to run -------------------------------------------------------------------------------------------
+
+
+def _check_call(engine: EngineName, on_round: Any, sinks: Sequence[str], *, report: bool) -> None:
+    if code.importing():
+        raise ConfigError(
+            "dslth.run was called while a peer's network was imported from the file that calls it: put the call under "
+            "'if __name__ == \"__main__\":', or the network into a file of its own"
+        )
+    if engine == EngineName.RAY:
+        raise ConfigError("dslth.run has the engines local and batched; Ray is that of: dslth run --engine ray")
+    if on_round is not None and not callable(on_round):
+        raise ConfigError(f"on_round: {type(on_round).__name__}; expected a function that takes a round's report")
+    for sink in sinks:
+        parse(sink)
+    if report:
+        page.check()
 
 
 def _chosen(what: str, names: type[Name], given: str) -> Name:
@@ -345,53 +376,31 @@ def _arrays(data: Any) -> dict[str, NDArray[Any]]:
         labels = data["label"].to_numpy()
         words = labels.astype(str) if labels.dtype == object else labels
         return {"x": own_data.columns("data", data.drop(columns="label")), "y": words}
+    from torch.utils.data import Dataset
+
+    parts = data if isinstance(data, tuple) else (data,)
+    if len(parts) <= 2 and all(isinstance(part, Dataset) for part in parts):
+        ends = zip(("", "_test"), parts, strict=False)
+        return {f"{name}{end}": array for end, part in ends for name, array in _samples(part).items()}
     if isinstance(data, tuple) and len(data) in (2, 4):
         named = zip(("x", "y", "x_test", "y_test"), data, strict=False)
         return {name: np.asarray(array) for name, array in named}
     raise DataError(
         f"data: {type(data).__name__}; expected a name, a path, arrays (x, y) or (x, y, x_test, y_test), a DataFrame, "
-        "or the keys of experiment.data"
+        "a torch Dataset, or the keys of experiment.data"
     )
 
 
-# --- what is in a run -----------------------------------------------------------------------------------------------
-
-
-def _frame(rows: Any, first: list[str]) -> "pd.DataFrame":
+def _samples(dataset: Any) -> dict[str, NDArray[Any]]:
+    """Read all samples of a torch ``Dataset``, be they tensors, arrays or images."""
     try:
-        import pandas as pd
-    except ImportError:
-        raise DslthError("tables of a run take pandas: pip install 'dslth[tables]'") from None
-    frame = pd.DataFrame(list(rows))
-    if frame.empty:
-        return pd.DataFrame(columns=first)
-    return frame.sort_values(first, ignore_index=True)
-
-
-def _rounds(reports: Iterator[RoundReport]) -> Iterator[dict[str, Any]]:
-    for report in reports:
-        links = report.links.values()
-        yield {
-            "peer": report.peer,
-            "round": report.round,
-            "time": report.time,
-            "loss": report.loss,
-            "accuracy_personal": _or_nan(report.accuracy_personal),
-            "accuracy_global": _or_nan(report.accuracy_global),
-            "payload_sent": sum(link.payload_sent for link in links),
-            "message_sent": sum(link.message_sent for link in links),
-            "missing": len(report.missing),
-            "memory_bytes": report.memory_bytes,
-            "mask_digest": report.mask_digest,
-            **{f"seconds_{phase}": seconds for phase, seconds in report.seconds.model_dump().items()},
-        }
-
-
-def _links(reports: Iterator[RoundReport]) -> Iterator[dict[str, Any]]:
-    for report in reports:
-        for neighbour, stats in report.links.items():
-            yield {"peer": report.peer, "round": report.round, "neighbour": neighbour, **stats.model_dump()}
-
-
-def _or_nan(share: float | None) -> float:
-    return float("nan") if share is None else share
+        read = [dataset[number] for number in range(len(dataset))]
+        xs, ys = ([np.asarray(part) for part in column] for column in zip(*read, strict=True))
+        x = np.stack(xs)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"data: {type(dataset).__name__}: expected a length, and pairs of a sample and its label, all samples of "
+            f"one shape: {error}"
+        ) from None
+    images = x.dtype == np.uint8 and x.ndim == 4 and hasattr(read[0][0], "getbands")  # Pillow's: channels come last
+    return {"x": x.transpose(0, 3, 1, 2) if images else x, "y": np.array([label.item() for label in ys])}

@@ -225,9 +225,9 @@ class Learner:
     def settings(self) -> dict[str, str]:
         """What peers must share to understand each other, besides the run's settings: what own data and layers are."""
         data, shared = self._experiment.data, {}
-        if data.path is not None and data.each_its_own:
+        if data.each_its_own:
             shared["inputs"] = str(self._samples.inputs)
-        elif data.path is not None:
+        elif data.own:
             shared["data"] = self._samples.digest
         if self._experiment.model.own:
             shared["layers"] = networks.structure(self.net)
@@ -326,7 +326,7 @@ class Learner:
     def result(self) -> tuple[BitMask, tickets.Ticket]:
         """Return the mask that is in use, and its ticket."""
         mask, shapes = self.mask(), tuple(tuple(w.shape) for w in self.net.weights)
-        inputs = None if self._experiment.data.path is None else self._samples.inputs
+        inputs = self._samples.inputs if self._experiment.data.own else None
         return mask, tickets.Ticket(self.peer, self._experiment, shapes, mask, inputs)
 
     def evaluation(self) -> Callable[[], Accuracies]:

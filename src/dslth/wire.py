@@ -39,7 +39,7 @@ from zlib import crc32
 
 import msgpack
 
-from dslth.coding.codecs import BY_ID
+from dslth.coding.codecs import by_id
 from dslth.coding.history import History
 from dslth.config import full_address
 from dslth.masks import BitMask, packed_size
@@ -341,7 +341,7 @@ def read_mask(
     ``fewer`` ones than the hello says are possible with structured removal; with randomised response each bit is
     flipped with probability ``flip``.
     """
-    codec = BY_ID.get(header.codec)
+    codec = by_id(header.codec)
     if codec is None:
         _refuse(Refusal.UNKNOWN_CODEC)
     try:

@@ -4,6 +4,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -320,3 +321,52 @@ def test_with_data_of_its_own_a_peer_reads_nobody_elses(tmp_path: Path) -> None:
     dataset = data.load(run.experiment.data.of(1))
     shares = partition.divide(run.experiment, 3, dataset)
     assert (len(shares.train), len(shares.train[0]), len(shares.test[0]), len(shares.common)) == (1, 40, 10, 0)
+
+
+# --- Hugging Face's folders -----------------------------------------------------------------------------------------
+
+
+def save(held: object, path: Path) -> Path:
+    held.save_to_disk(str(path))
+    return path
+
+
+def test_a_folder_of_hugging_face_is_the_same_data(tmp_path: Path) -> None:
+    columns = {"label": Y.tolist(), **{f"f{number}": X[:, number] for number in range(4)}}
+    found = read(own(save(datasets.Dataset.from_dict(columns), tmp_path / "hf")))
+    assert found.digest == read(own(arrays(tmp_path / "a.npz"))).digest
+    parts = datasets.DatasetDict(
+        {name: datasets.Dataset.from_dict(columns | {"who": WHO.tolist()}) for name in ("train", "test")}
+    )
+    found = read(own(save(parts, tmp_path / "parts"), client="who"))
+    assert len(found.train_labels) == len(found.test_labels) == 50
+    assert found.train_clients is not None
+    assert (found.train_clients == WHO).all()
+
+
+def test_images_and_names_of_classes_come_from_hugging_face_too(tmp_path: Path) -> None:
+    pixels = DRAWS.integers(0, 256, (20, 6, 5, 3), np.uint8)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"img": [Image.fromarray(image) for image in pixels], "label": [0, 1] * 10}
+    path = save(datasets.Dataset.from_dict(rows, features=features), tmp_path / "hf")
+    found = read(own(path))
+    assert (found.names, found.shape, found.train_images.dtype) == (("cat", "dog"), (3, 6, 5), np.uint8)
+    assert (found.train_images[0] == pixels[0].transpose(2, 0, 1)).all()
+    assert read(own(path, shape=[1, 8, 8])).shape == (1, 8, 8)
+
+
+def test_tokens_come_from_hugging_face_too(tmp_path: Path) -> None:
+    rows = {"ids": DRAWS.integers(0, 90, (20, 7)).tolist(), "label": ["yes", "no"] * 10}
+    found = read(own(save(datasets.Dataset.from_dict(rows), tmp_path / "hf"), tokens=True))
+    assert (found.shape, found.train_images.dtype, found.names) == ((7,), np.int64, ("no", "yes"))
+
+
+def test_a_strange_folder_of_hugging_face_is_one_line(tmp_path: Path) -> None:
+    path = save(datasets.Dataset.from_dict({"a": [1.0], "b": [2]}), tmp_path / "hf")
+    with pytest.raises(DataError, match="has no column 'label'"):
+        read(own(path))
+    with pytest.raises(DataError, match="has no part 'train', only test"):
+        read(own(save(datasets.DatasetDict({"test": datasets.Dataset.from_dict({"a": [1]})}), tmp_path / "other")))
+    next(path.glob("*.arrow")).write_bytes(b"not Arrow")
+    with pytest.raises(DataError, match="cannot be read"):
+        read(own(path))

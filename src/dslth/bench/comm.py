@@ -87,7 +87,7 @@ class Row:
     name: str
     what: str
     method: Callable[[PeerJob], Method[Any, Any]]
-    codec: CodecName | None = None
+    codec: str | None = None
     algorithm: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 

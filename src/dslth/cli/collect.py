@@ -10,7 +10,7 @@ import typer
 from dslth import limits
 from dslth.cli import keys, options, showing
 from dslth.cli.keys import KeyOptions
-from dslth.cli.options import Changes, JsonOption, TopologyArgument
+from dslth.cli.options import Changes, JsonOption, SinksOption, TopologyArgument
 from dslth.deploy import reports
 from dslth.deploy.collector import Collector
 from dslth.engines.base import end_on_signals
@@ -19,7 +19,8 @@ from dslth.errors import MissingFileError
 from dslth.runs.folder import RunFolder
 from dslth.runs.summary import PeerSummary, check_played, summarise
 from dslth.show.console import err
-from dslth.show.live import LiveTable
+from dslth.show.live import LiveTable, follow
+from dslth.sinks import About, opened
 from dslth.stop import Stop
 
 __all__ = ["collect"]
@@ -38,6 +39,7 @@ def collect(
         float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for the next report before giving up.")
     ] = 600.0,
     key_options: KeyOptions = KeyOptions(),
+    sinks: SinksOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Collect the reports of peers that run elsewhere, show them, and end when all peers have finished.
@@ -48,6 +50,7 @@ def collect(
     limits.provide(graph)
     folder = RunFolder(out_dir or Path("runs") / Path(topology_file).stem)
     table = LiveTable(graph.peers, settings.experiment.rounds, showing.title(topology_file, settings))
+    about = About(folder.path, graph.peers, settings)
     stop = Stop()
     how = keys.secured(settings, topology_file, [listen], key_options)
     with end_on_signals(stop), folder.owned():
@@ -56,7 +59,7 @@ def collect(
         try:
             collector = Collector(settings, graph, folder)  # which may start the folder over
             try:
-                with showing.follow(table, quiet=as_json) as watch:
+                with options.orderly(), follow(table, quiet=as_json) as show, opened(sinks or (), about, show) as watch:
                     collector.collect(inbox, stop, watch, patience)
             finally:
                 collector.close()

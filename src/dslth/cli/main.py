@@ -12,6 +12,7 @@ from dslth.cli import (
     keys,
     report,
     run,
+    sink,
     sweep,
     ticket,
 )
@@ -37,6 +38,7 @@ for command in (
     inspect.inspect,
     report.report,
     report.plot,
+    sink.sink,
     compare.compare,
     sweep.sweep,
     experiment.experiment,

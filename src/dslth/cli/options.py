@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress, TaskID
 
-from dslth import __version__, config, topology
+from dslth import __version__, config, sinks, topology
 from dslth.config import CodecName, Preset, RunConfig, TransportName
 from dslth.engines.base import preflight
 from dslth.errors import ConfigError, MissingFileError
@@ -26,6 +26,7 @@ __all__ = [
     "JoinTimeoutOption",
     "JsonOption",
     "OutOption",
+    "SinksOption",
     "TopologyArgument",
     "TopologyOption",
     "TransportOption",
@@ -84,6 +85,23 @@ FaultsOption = Annotated[
     typer.Option(
         metavar="FAULTS",
         help="Faults of what peers send, as in drop=0.1,delay=50ms,duplicate=0.05,reorder=0.1,corrupt=0.01.",
+    ),
+]
+
+
+def _sinks(names: list[str]) -> list[str]:
+    for name in names:
+        sinks.parse(name)
+    return names
+
+
+SinksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sink",
+        metavar="NAME[=WHERE]",
+        callback=lambda names: _sinks(names or []),
+        help="Another program that follows the run: tensorboard, mlflow, prometheus, parquet; may be repeated.",
     ),
 ]
 JoinTimeoutOption = Annotated[

@@ -15,6 +15,7 @@ from dslth.cli.options import (
     JoinTimeoutOption,
     JsonOption,
     OutOption,
+    SinksOption,
     TransportOption,
 )
 from dslth.config import EngineName, Restart, TransportName
@@ -26,7 +27,8 @@ from dslth.report import page
 from dslth.runs.folder import Launch, RunFolder
 from dslth.runs.summary import check_played, summarise
 from dslth.show.console import err
-from dslth.show.live import LiveTable
+from dslth.show.live import LiveTable, follow
+from dslth.sinks import About, opened
 from dslth.transport import faulty
 
 __all__ = ["run"]
@@ -35,16 +37,20 @@ ONLY_OF_PROCESSES = {"transport", "address", "restart", "orphans", "curve", "ins
 """Launch options of peers that have a process and sockets each."""
 
 
-def _can_draw(wanted: bool) -> bool:
+def _can_draw(wanted: bool | None) -> bool:
     """Look for what draws the report before the run, not after it."""
     if wanted:
         page.check()
-    return wanted
+    return page.can_draw() if wanted is None else wanted
 
 
 ReportOption = Annotated[
-    bool,
-    typer.Option("--report", callback=_can_draw, help="Write a page with pictures of the run, report.html, into it."),
+    bool | None,
+    typer.Option(
+        "--report/--no-report",
+        callback=_can_draw,
+        help="Whether to write a page with pictures of the run, report.html, into it [default: if it can be drawn].",
+    ),
 ]
 
 
@@ -87,7 +93,8 @@ def run(
         ),
     ] = None,
     out_dir: OutOption = None,
-    report: ReportOption = False,
+    sinks: SinksOption = None,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run all peers of a topology on this machine, and show what they learned and sent.
@@ -127,7 +134,8 @@ def run(
     title = showing.title(file if resume is None else resume.name, settings)
     table = LiveTable(graph.peers, settings.experiment.rounds, title)
     with options.orderly():  # the fork server's files are removed at the very end
-        with showing.follow(table, quiet=as_json) as watch:
+        about = About(folder.path, graph.peers, settings)
+        with follow(table, quiet=as_json) as show, opened(sinks or (), about, show) as watch:
             outcome = run_local(
                 settings,
                 graph,
@@ -141,8 +149,7 @@ def run(
                 engine=partial(Ray, cluster=launch.address) if on_ray else Batched if batched else None,
                 launch=launch,
             )
-        _draw(outcome, wanted=report)
-        _tell(outcome, as_json=as_json)
+        _tell(outcome, as_json=as_json, report=bool(report))
 
 
 def _as_before(context: typer.Context, typed: Launch, before: Launch) -> Launch:
@@ -156,14 +163,11 @@ def _typed(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def _draw(outcome: Outcome, *, wanted: bool) -> None:
-    if wanted and outcome.summary:
-        page.write(outcome.folder.path / "report.html", [outcome.folder.path])
-
-
-def _tell(outcome: Outcome, *, as_json: bool) -> None:
-    """Show the outcome of a run, and end with its exit code."""
+def _tell(outcome: Outcome, *, as_json: bool, report: bool = False) -> None:
+    """Show the outcome of a run, with a ``report`` also as a page, and end with its exit code."""
     folder = outcome.folder
+    if report and outcome.summary:
+        page.add_to(folder.path)
     if as_json and outcome.summary:
         print(outcome.summary.to_json())  # noqa: T201
     elif outcome.summary:

@@ -1,25 +1,19 @@
-"""What the commands that show a run share: its title, its progress, its tables."""
+"""What the commands that show a run share: its title, its tables."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from rich.live import Live
-
 from dslth import config
-from dslth.cli import options
 from dslth.config import EngineName, RunConfig
 from dslth.errors import DslthError
 from dslth.learning.partition import VALIDATED
-from dslth.runs.events import Event
 from dslth.runs.folder import RunFolder
 from dslth.runs.summary import Summary
 from dslth.show import tables, timeline
 from dslth.show.console import err, out
-from dslth.show.live import LiveTable
 from dslth.show.words import unlike
 
-__all__ = ["follow", "show", "title"]
+__all__ = ["show", "title"]
 
 
 def title(topology_file: str, settings: RunConfig) -> str:
@@ -27,27 +21,6 @@ def title(topology_file: str, settings: RunConfig) -> str:
     experiment = settings.experiment
     what = f"{experiment.model.title} on {experiment.data.title}, preset {experiment.preset}, seed {experiment.seed}"
     return f"{Path(topology_file).stem}: {what}"
-
-
-@contextmanager
-def follow(table: LiveTable, *, quiet: bool) -> Iterator[Callable[[Event], None]]:
-    """Follow a run on the terminal: a live table on a screen, a line every few seconds elsewhere."""
-    if quiet:
-        yield table.take
-    elif out.is_terminal:
-        with options.orderly(), Live(table, console=out, refresh_per_second=2, transient=True):
-            yield table.take
-    else:
-        shown: int | None = None
-
-        def take(event: Event) -> None:
-            nonlocal shown
-            table.take(event)
-            if table.done != shown:
-                shown = table.done
-                err.print(table.line())
-
-        yield take
 
 
 def show(folder: RunFolder, summary: Summary) -> None:

@@ -249,7 +249,7 @@ def _opened(path: Path, peer: int | None, model: str | None) -> "Ticket":
 
     from dslth.personal import compact
 
-    return compact.load(path, model and config.model_name(model))
+    return compact.load(path, model and config.MODEL_NAME.check(model))
 
 
 def _data(ticket: "Ticket", data_dir: Path | None, csv_file: Path | None, classes: str) -> "Dataset":

@@ -9,8 +9,9 @@ shortest.
 What is known on both sides is in ``history.py`` and ``forecast.py``, the entropy coder in ``rangecoder.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from math import log2
 
@@ -19,10 +20,14 @@ import numpy as np
 from dslth.coding.forecast import Forecast
 from dslth.coding.history import History
 from dslth.coding.rangecoder import ONE, Decoder, Encoder, Indices, block_size
-from dslth.config import CodecName
+from dslth.config import CodecName, plugins
+from dslth.errors import ConfigError
 from dslth.masks import BitMask
 
-__all__ = ["BITPACK", "BY_ID", "BY_NAME", "CONTEXT", "DELTA", "RANGE", "Codec", "delta_at_least", "encode"]
+__all__ = ["BITPACK", "BY_ID", "BY_NAME", "CONTEXT", "DELTA", "RANGE", "Codec", "by_id", "delta_at_least", "encode"]
+
+PLUGINS = range(128, 256)
+"""Wire ids of codecs that plugins bring."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Codec:
     """
 
     wire_id: int
-    name: CodecName
+    name: str
     builds_on: bool
     encode: Callable[[BitMask, History], bytes]
     decode: Callable[[bytes, History], BitMask]
@@ -142,13 +147,38 @@ if any(a.wire_id >= b.wire_id for a, b in pairwise(_CODECS)):
     raise AssertionError("the registry is in the order of its wire ids")
 
 
+def by_id(wire_id: int) -> Codec | None:
+    """Return the codec with a wire id: dslth's own, or that of a plugin that is installed; None if there is none."""
+    if wire_id in BY_ID or wire_id not in PLUGINS:
+        return BY_ID.get(wire_id)
+    return next((codec for codec in _plugins().values() if codec.wire_id == wire_id), None)
+
+
+@cache
+def _plugins() -> Mapping[str, Codec]:
+    """Import the codecs of plugins, by name; raises ConfigError if one is no codec, or if two share a wire id."""
+    codecs: dict[str, Codec] = {}
+    for name in plugins.found("codecs"):
+        codec = plugins.loaded("codecs", name)
+        if not isinstance(codec, Codec) or codec.name != name or codec.wire_id not in PLUGINS:
+            raise ConfigError(
+                f"codec {name!r}: expected a dslth.coding.codecs.Codec of that name, with a wire id of {PLUGINS.start} "
+                f"to {PLUGINS.stop - 1}"
+            )
+        if taken := [other.name for other in codecs.values() if other.wire_id == codec.wire_id]:
+            raise ConfigError(f"codecs {name!r} and {taken[0]!r} have the same wire id {codec.wire_id}")
+        codecs[name] = codec
+    return codecs
+
+
 def encode(mask: BitMask, history: History, name: str) -> tuple[Codec, bytes]:
     """Encode with the codec of this name, or for ``auto`` with that which gives the shortest payload.
 
     ``auto`` never sends more than ``bitpack`` would.
     """
     if name != CodecName.AUTO:
-        return BY_NAME[name], BY_NAME[name].encode(mask, history)
+        codec = BY_NAME[name] if name in BY_NAME else _plugins()[name]
+        return codec, codec.encode(mask, history)
     usable = [codec for codec in _CODECS if codec.builds_on or history.depth == 0 or codec is BITPACK]
     coded = [(codec, codec.encode(mask, history)) for codec in usable if codec is not DELTA]
     if delta_at_least(mask, history) <= min(len(payload) for _, payload in coded):

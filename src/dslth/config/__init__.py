@@ -1,4 +1,4 @@
-"""Topology files: names in them (``names``), what they may say (``schema``, ``json_schema``), how they are read."""
+"""Topology files: names in them (``names``, ``plugins``), what they may say (``schema``), how they are read."""
 
 from dslth.config.json_schema import *  # noqa: F403
 from dslth.config.names import *  # noqa: F403

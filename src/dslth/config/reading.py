@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Of = TypeVar("Of", bound=Settings)
-Folder = Literal["topologies", "peers", "experiments", "studies"]
+Folder = Literal["topologies", "peers", "experiments", "studies", "grafana"]
 
 OTHER_DATA = ("name", "path", "label", "client", "classes", "shape", "tokens")
 MOST_TEXT = 4 << 20

@@ -6,6 +6,7 @@ that all peers must agree on) and ``peers`` (what differs by peer; optional). Un
 
 import re
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from math import exp, prod
 from pathlib import PurePath
@@ -15,17 +16,20 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     Tag,
-    WithJsonSchema,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
+from dslth.config import plugins
 from dslth.config.names import (
     CodecName,
     DataName,
@@ -42,6 +46,8 @@ from dslth.config.names import (
 from dslth.errors import ConfigError, UnknownPeerError
 
 __all__ = [
+    "ELSEWHERE",
+    "MODEL_NAME",
     "MOST",
     "MOST_CLASSES",
     "MOST_NUMBERS",
@@ -71,6 +77,7 @@ __all__ = [
     "LinkSetting",
     "ListsPartition",
     "ModelConfig",
+    "Named",
     "NetworkConfig",
     "OwnPartition",
     "PartitionConfig",
@@ -86,7 +93,6 @@ __all__ = [
     "computing_device",
     "full_address",
     "identity",
-    "model_name",
 ]
 
 MOST = 2**31 - 1
@@ -430,10 +436,45 @@ class Inputs(Settings):
         return f"{self.number} {'x'.join(map(str, self.shape))}, {self.classes} classes {' '.join(self.names)}".strip()
 
 
+class Named:
+    """The type of a name: of something that dslth has, or of a plugin; with ``code`` also of own code.
+
+    Elsewhere than here, see ``ELSEWHERE``, a plugin need not be installed.
+    """
+
+    def __init__(self, names: type[StrEnum], kind: plugins.Kind, *, code: bool = False) -> None:
+        self._names, self._kind, self._code = names, kind, code
+
+    def check(self, name: Any, info: ValidationInfo | None = None) -> Any:
+        """Return the name; raises ValueError if there is nothing of that name."""
+        if isinstance(name, str):
+            if name in list(self._names):
+                return self._names(name)
+            if name in plugins.found(self._kind) or (self._code and re.fullmatch(OWN_CODE, name)):
+                return name
+            if info and info.context is ELSEWHERE and re.fullmatch(r"[\w.-]{1,100}", name):
+                return name
+        own = ", or own code as in package.module:Net or ./nets.py:Net" if self._code else ""
+        raise ValueError(f"expected {', '.join([*self._names, *sorted(plugins.found(self._kind))])}{own}")
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_before_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        known: dict[str, Any] = {"enum": [*self._names, *sorted(plugins.found(self._kind))], "type": "string"}
+        return {"anyOf": [known, {"type": "string", "pattern": OWN_CODE}]} if self._code else known
+
+
+OWN_CODE = r"^[^:\0]*:[A-Za-z_]\w*$"
+ELSEWHERE = {"elsewhere": True}
+"""The context of validation for what was made elsewhere: it may name plugins that are not installed here."""
+MODEL_NAME = Named(ModelName, "models", code=True)
+
+
 class DataConfig(Settings):
     """Which data, who gets what, and how many test samples are used (at most, per peer and test set).
 
-    ``name`` is that of a data set which dslth knows; ``folder`` is where it lies, or is downloaded to.
+    ``name`` is that of a data set which dslth knows, or of a plugin; ``folder`` is where it lies, or is downloaded to.
 
     ``path`` is that of own data, in place of a name: a file (``.npz``, ``.csv``, ``.parquet``) or a folder (of images,
     or with a ``train`` and a ``test`` file); ``{id}`` in it stands for a peer, so that each has its own. In a table,
@@ -445,7 +486,7 @@ class DataConfig(Settings):
     place of the test samples, which nobody looks at then: for choosing settings. It is evaluated on all of them.
     """
 
-    name: DataName = DataName.DIGITS
+    name: Annotated[DataName | str, Named(DataName, "datasets")] = DataName.DIGITS
     path: Text | None = None
     label: Text = "label"
     client: Text | None = None
@@ -472,19 +513,22 @@ class DataConfig(Settings):
             raise ValueError("validation needs samples that no other peer learns from: a partition that is not drawn")
         if self.each_its_own != (self.partition.kind == "own"):
             raise ValueError("a path with {id} and the partition kind 'own' go together: each peer has its own data")
-        if self.partition.kind == "clients" and self.path is None:
-            raise ValueError("the partition kind 'clients' needs own data, with a path and a client column")
-        given = [key for key in ("client", "classes", "shape", "tokens") if getattr(self, key)]
-        if given and self.path is None:
+        if self.partition.kind == "clients" and not self.own:
+            raise ValueError("the partition kind 'clients' needs own data, which say whose each sample is")
+        given = [key for key in ("classes", "shape", "tokens") if getattr(self, key)]
+        if given and not self.own:
             raise ValueError(f"{given[0]} is a key of own data, which are named by path")
+        if self.client and self.path is None:
+            raise ValueError("client is a column of own data, which are named by path")
         return self
 
     @model_serializer(mode="wrap")
     def _one_place_only(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what does not count: settings of older tickets and runs stay as they were."""
         written: dict[str, Any] = write(self)
-        own = ("path", "label", "client", "classes", "shape", "tokens")
-        for key in own if self.path is None else ("name", "folder"):
+        reading = ("classes", "shape", "tokens")
+        table = ("path", "label", "client", *(() if self.own else reading))
+        for key in table if self.path is None else ("name", "folder"):
             written.pop(key, None)
         return written
 
@@ -492,6 +536,16 @@ class DataConfig(Settings):
     def title(self) -> str:
         """What people call the data: the data set's name, or that of the file or folder."""
         return self.name if self.path is None else PurePath(self.path).name
+
+    @property
+    def own(self) -> bool:
+        """Whether they are the user's own, at a path or from a plugin."""
+        return self.path is not None or not isinstance(self.name, DataName)
+
+    @property
+    def place(self) -> str:
+        """Where they are, for messages: the path, or else the name."""
+        return self.name if self.path is None else self.path
 
     @property
     def each_its_own(self) -> bool:
@@ -505,28 +559,15 @@ class DataConfig(Settings):
         return self.model_copy(update={"path": self.path.replace("{id}", str(peer))})
 
 
-def model_name(name: Any) -> Any:
-    """Return the name of a network of the zoo, or of own code; raises ValueError if it is neither."""
-    if isinstance(name, str) and name in list(ModelName):
-        return ModelName(name)
-    if not isinstance(name, str) or not re.fullmatch(r"[^:\0]*:[A-Za-z_]\w*", name):
-        raise ValueError(f"expected {', '.join(ModelName)}, or own code as in package.module:Net or ./nets.py:Net")
-    return name
-
-
 class ModelConfig(Settings):
     """A network of the zoo, or one's own; and how its frozen weights are drawn.
 
-    An own one is named by what makes it: a class or function of a module that Python can import, or of a file beside
-    the topology file. It is called with the ``options`` and, if it has parameters of these names, ``shape`` (of one
-    sample) and ``classes``. ``norm`` and ``output_elu`` are for the zoo.
+    An own one is named by what makes it: a class or function of a module that Python can import, of a file beside the
+    topology file, or of a plugin. It is called with the ``options`` and, if it has parameters of these names, ``shape``
+    (of one sample) and ``classes``. ``norm`` and ``output_elu`` are for the zoo.
     """
 
-    name: Annotated[
-        ModelName | str,
-        BeforeValidator(model_name),
-        WithJsonSchema({"anyOf": [{"enum": list(ModelName)}, {"type": "string", "pattern": "^.+:[A-Za-z_]\\w*$"}]}),
-    ] = ModelName.CNN
+    name: Annotated[ModelName | str, MODEL_NAME] = ModelName.CNN
     options: dict[Text, bool | int | float | Text | tuple[int | float | Text, ...] | None] = {}
     init: Init = Init.SIGNED
     norm: Norm = Norm.GROUP
@@ -581,7 +622,7 @@ class AlgorithmConfig(Settings):
     inertia: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     heavy_ball: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    mean: MeanName = MeanName.PLAIN
+    mean: Annotated[MeanName | str, Named(MeanName, "means")] = MeanName.PLAIN
     epsilon: Annotated[float, Field(ge=0.001, le=100)] | None = None
     exchange: bool = True
 
@@ -608,7 +649,7 @@ class ExperimentConfig(Settings):
     data: DataConfig = DataConfig()
     model: ModelConfig
     algorithm: AlgorithmConfig
-    codec: CodecName = CodecName.AUTO
+    codec: Annotated[CodecName | str, Named(CodecName, "codecs")] = CodecName.AUTO
     mode: Mode = Mode.SYNC
     deadline: Annotated[float, Field(gt=0)] | Literal["none"] = 60.0
     staleness: Positive = 5

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dslth.config import plugins
 from dslth.errors import ConfigError
 
 __all__ = ["factory", "importing", "told"]
@@ -22,19 +23,24 @@ def importing() -> bool:
 
 
 def factory(name: str) -> Callable[..., Any]:
-    """Return what makes an own network, by its name: ``package.module:Net`` or ``path/of/file.py:Net``.
+    """Return what makes an own network: ``package.module:Net``, ``path/of/file.py:Net``, or a plugin's name.
 
     Raises ConfigError if it cannot be imported, or if a ticket has named it and nobody else.
     """
-    where, _, attribute = name.rpartition(":")
-    if not where:
+    where, colon, attribute = name.rpartition(":")
+    if not where and colon:
         raise ConfigError(
             "the network is somebody's own code, which is never run on the word of a ticket: name it with --model, "
-            f"as in nets.py:{attribute or 'Net'}"
+            f"as in nets.py:{attribute}, or of a plugin that is installed"
         )
     try:
-        module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        made = getattr(module, attribute)
+        if colon:
+            module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+            made = getattr(module, attribute)
+        else:
+            made = plugins.loaded("models", name)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(f"experiment.model: {name} cannot be imported: {told(error)}") from error
     if not callable(made):

@@ -62,7 +62,7 @@ def _idx_files(base: str, md5s: tuple[str, str, str, str]) -> tuple[Remote, ...]
     return tuple(Remote(f"{base}/{name}-ubyte.gz", md5) for name, md5 in zip(names, md5s, strict=True))
 
 
-IDX_FILES = {
+IDX_FILES: Mapping[str, tuple[Remote, ...]] = {
     DataName.MNIST: _idx_files(
         "https://ossci-datasets.s3.amazonaws.com/mnist",
         (
@@ -90,20 +90,19 @@ def load(settings: config.DataConfig, progress: Progress | None = None) -> Datas
 
     Those are the data folder (``data.folder``, ``DSLTH_DATA_DIR`` or the user's cache) and its subfolder with the data
     set's name; for MNIST and Fashion-MNIST also Debian's ``/usr/share/datasets``. ``progress(name, done, total)`` is
-    called as bytes arrive. With ``data.path`` it is the user's own. What was kept is not read again.
+    called as bytes arrive. With ``data.path``, or a plugin's name, they are the user's own. What was kept is not read
+    again.
 
     Raises DataError.
     """
     if (kept := _kept.pop(_key(settings), None)) is not None:
         return kept
-    return own_data.read(settings) if settings.path is not None else DATASETS[settings.name].read(settings, progress)
+    return own_data.read(settings) if settings.own else DATASETS[settings.name].read(settings, progress)
 
 
 def find(settings: config.DataConfig) -> Path | None:
     """Return the file or folder that a data set would be read from; None if it would be downloaded first."""
-    if settings.path is not None:
-        return Path(settings.path)
-    return DATASETS[settings.name].find(settings)
+    return Path(settings.place) if settings.own else DATASETS[settings.name].find(settings)
 
 
 def keep(settings: config.DataConfig, dataset: Dataset) -> None:
@@ -303,7 +302,7 @@ class Source:
     find: Callable[[config.DataConfig], Path | None]
 
 
-DATASETS: Mapping[DataName, Source] = {
+DATASETS: Mapping[str, Source] = {
     DataName.DIGITS: Source((1, 8, 8), _digits, _find_digits),
     DataName.MNIST: Source((1, 28, 28), _idx, _find_idx),
     DataName.FASHION_MNIST: Source((1, 28, 28), _idx, _find_idx),

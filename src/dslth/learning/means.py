@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dslth.config import MeanName
+from dslth.config import MeanName, plugins
 
-__all__ = ["MEANS", "Mean"]
+__all__ = ["MEANS", "Mean", "mean_of"]
 
 Layers = Sequence[Tensor]
 Mean = Callable[[Sequence[Layers], Layers], list[Tensor]]
@@ -53,6 +53,14 @@ MEANS: Mapping[MeanName, Mean] = {
 """All means by their names in ``experiment.algorithm.mean``."""
 if MEANS.keys() != set(MeanName):
     raise AssertionError("means and their names differ")
+
+
+def mean_of(name: str) -> Mean:
+    """Return a mean by its name, or a plugin's; raises ConfigError if there is none of that name here."""
+    if name in MEANS:
+        return MEANS[MeanName(name)]
+    mean: Mean = plugins.loaded("means", name)
+    return mean
 
 
 def _without_extremes(masks: Sequence[Layers], own: Layers, cut: int) -> list[Tensor]:

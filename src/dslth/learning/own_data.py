@@ -5,7 +5,7 @@ every fifth sample of each client and class.
 """
 
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dslth.config import MOST_CLASSES, MOST_NUMBERS, DataConfig
+from dslth.config import MOST_CLASSES, MOST_NUMBERS, DataConfig, data_folder, plugins
 from dslth.errors import DataError, DslthError
+from dslth.learning.code import told
 from dslth.learning.dataset import Dataset, Labels, Values, standardised
-from dslth.learning.images import read_images
+from dslth.learning.images import read_images, stacked
 
 __all__ = ["columns", "read"]
 
@@ -44,8 +45,8 @@ def read(settings: DataConfig) -> Dataset:
 
     Raises DataError, or DslthError where a package is missing that reads such a file.
     """
-    path = Path(settings.path or "")
-    train, test = _parts(path, settings)
+    path = Path(settings.place)
+    train, test = _parts(path, settings) if settings.path is not None else _plugin(settings)
     if test is None:
         fifth = _fifth(train)
         train, test = train[~fifth], train[fifth]
@@ -79,8 +80,22 @@ def _ranks(values: NDArray[Any]) -> NDArray[np.int64]:
     return ranks.astype(np.int64)
 
 
+def _plugin(settings: DataConfig) -> tuple[Part, Part | None]:
+    """Call a plugin with the data folder: it returns arrays by the names that they have in an .npz file."""
+    read = plugins.loaded("datasets", settings.name)
+    try:
+        given = read(data_folder(settings))
+    except Exception as error:
+        raise DataError(f"data set {settings.name} failed: {told(error)}") from error
+    if not isinstance(given, Mapping):
+        raise DataError(f"data set {settings.name} returned a {type(given).__name__}; expected x, y and so on, by name")
+    return _named_arrays(settings.name, {str(name): np.asarray(array) for name, array in given.items()})
+
+
 def _parts(path: Path, settings: DataConfig) -> tuple[Part, Part | None]:
     if path.is_dir():
+        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+            return _hugging_face(path, settings)
         inside = {name: _one_of(path, name) for name in ("train", "test")}
         if inside["train"] is None:
             return _folder(path, settings), None
@@ -120,6 +135,10 @@ def _arrays(path: Path, settings: DataConfig) -> tuple[Part, Part | None]:
             held = {name: file[name] for name in names if name in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
+    return _named_arrays(str(path), held)
+
+
+def _named_arrays(path: str, held: Mapping[str, NDArray[Any]]) -> tuple[Part, Part | None]:
     parts = []
     for end in ("", "_test"):
         x, y, clients = (held.get(name + end) for name in ("x", "y", "client"))
@@ -154,6 +173,46 @@ def _table(path: Path, settings: DataConfig) -> tuple[Part, None]:
     features = [column for column in table.columns if column not in (settings.label, settings.client)]
     clients = None if settings.client is None else table[settings.client].to_numpy()
     return Part(columns(str(path), table[features]), table[settings.label].to_numpy(), clients), None
+
+
+def _hugging_face(path: Path, settings: DataConfig) -> tuple[Part, Part | None]:
+    """Read a folder that ``save_to_disk`` of Hugging Face's ``datasets`` made, with its test part if it has one."""
+    try:
+        import datasets
+    except ImportError:
+        raise DslthError("to read Hugging Face's folders takes datasets: pip install 'dslth[datasets]'") from None
+    try:
+        held = datasets.load_from_disk(str(path))
+    except Exception as error:  # a damaged folder: the library raises whatever comes
+        raise DataError(f"{path}: cannot be read: {told(error)}") from None
+    if isinstance(held, datasets.Dataset):
+        return _columns_of(path, settings, held), None
+    if "train" not in held:
+        raise DataError(f"{path}: has no part 'train', only {', '.join(held)}")
+    test = next((held[name] for name in ("test", "validation") if name in held), None)
+    return _columns_of(path, settings, held["train"]), None if test is None else _columns_of(path, settings, test)
+
+
+def _columns_of(path: Path, settings: DataConfig, held: Any) -> Part:
+    """Take the label, the client and the features of a Hugging Face data set; one column of images becomes bytes."""
+    import datasets
+
+    for column in filter(None, (settings.label, settings.client)):
+        if column not in held.column_names:
+            there = ", ".join(held.column_names[:10])
+            raise DataError(f"{path}: has no column {column!r}; name it with data.label or data.client; it has {there}")
+    kinds = held.features
+    label = held.with_format("numpy")[settings.label][:]
+    if isinstance(kinds[settings.label], datasets.ClassLabel):
+        label = np.array(kinds[settings.label].names)[label]
+    features = [column for column in held.column_names if column not in (settings.label, settings.client)]
+    images = [column for column in features if isinstance(kinds[column], datasets.Image)]
+    if images:
+        x = stacked(held[images[0]], settings.shape, path)
+    else:
+        x = columns(str(path), held.select_columns(features).to_pandas())
+    clients = None if settings.client is None else np.asarray(held[settings.client][:])
+    return Part(x, np.asarray(label), clients)
 
 
 def columns(path: str, table: Any) -> NDArray[Any]:

@@ -24,7 +24,7 @@ from dslth import files
 from dslth.coding import codecs
 from dslth.coding.forecast import Forecast
 from dslth.coding.history import History
-from dslth.config import MOST, MOST_CLASSES, CodecName, ExperimentConfig, Inputs, Scores, Settings
+from dslth.config import ELSEWHERE, MOST, MOST_CLASSES, CodecName, ExperimentConfig, Inputs, Scores, Settings
 from dslth.errors import MissingFileError, OutputError
 from dslth.learning import networks, supermask
 from dslth.learning.supermask import FrozenNet
@@ -114,7 +114,7 @@ def unpack(content: bytes, model: str | None = None) -> Ticket:
     end = PREFIX.size + head_size
     if len(content) != end + payload_size + DIGEST:
         raise ValueError(f"{len(content):,} bytes, where its head says {end + payload_size + DIGEST:,}")
-    head = Head.model_validate_json(content[PREFIX.size : end])
+    head = Head.model_validate_json(content[PREFIX.size : end], context=ELSEWHERE)
     experiment = tickets.with_code(head.experiment, model)
     net = networks.frozen(experiment, head.inputs or inputs_by_name(experiment.data, head.classes))
     if len(head.ones) != len(net.sizes) or any(k > n for k, n in zip(head.ones, net.sizes, strict=True)):

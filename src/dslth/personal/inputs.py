@@ -49,10 +49,10 @@ def read_dataset(ticket: Ticket, folder: Path | None) -> Dataset:
     Own features come standardised as the ticket's. Raises MissingFileError or DataError.
     """
     settings, inputs = ticket.experiment.data, inputs_of(ticket)
-    if settings.path is not None:
+    if settings.own:
         own = data.load(settings.of(ticket.peer))
         if str(own.inputs) != str(inputs):
-            raise DataError(f"{settings.of(ticket.peer).path}: {own.inputs}; the ticket is for {inputs}")
+            raise DataError(f"{settings.of(ticket.peer).place}: {own.inputs}; the ticket is for {inputs}")
         train, test = (
             standardised(raw(part, own.mean, own.deviation), inputs.mean, inputs.deviation)
             for part in (own.train_images, own.test_images)

@@ -13,8 +13,9 @@ from dslth.errors import DslthError, OutputError
 from dslth.report import figures, pictures
 from dslth.report.figures import Opened
 from dslth.report.pictures import PALETTE, Picture
+from dslth.terminal import say
 
-__all__ = ["check", "content", "page", "picture_file", "write"]
+__all__ = ["add_to", "can_draw", "check", "content", "page", "picture_file", "write"]
 
 MOST_ROWS = 2000
 """Of a picture's table: more would make the page slow. The rest is in the run folder."""
@@ -66,10 +67,23 @@ def page(shown: dict[str, Any], *, live: bool = False) -> str:
     )
 
 
+def can_draw() -> bool:
+    """Whether the package is installed that the pictures take."""
+    return find_spec("vl_convert") is not None
+
+
 def check() -> None:
     """Raise DslthError if the package is missing that the pictures take."""
-    if find_spec("vl_convert") is None:
+    if not can_draw():
         raise DslthError(MISSING)
+
+
+def add_to(folder: Path) -> None:
+    """Write a run's page into its folder; if that fails, say so: it can be written later."""
+    try:
+        write(folder / "report.html", [folder])
+    except DslthError as error:
+        say(f"dslth: no report.html: {error}")
 
 
 def write(path: Path, folders: Sequence[Path]) -> int:

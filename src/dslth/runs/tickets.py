@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dslth import files
-from dslth.config import ExperimentConfig, Inputs
+from dslth.config import ELSEWHERE, ExperimentConfig, Inputs
 from dslth.errors import MissingFileError, OutputError
 from dslth.masks import BitMask
 
@@ -73,8 +73,8 @@ def load(path: Path, model: str | None = None) -> Ticket:
         mask = BitMask.unpack(packed, [int(np.prod(shape)) for shape in shapes])
         if mask.digest != metadata["digest"]:
             raise ValueError("its mask does not match its digest")
-        experiment = with_code(ExperimentConfig.model_validate_json(metadata["experiment"]), model)
-        inputs = Inputs.model_validate_json(metadata["inputs"]) if experiment.data.path is not None else None
+        experiment = with_code(ExperimentConfig.model_validate_json(metadata["experiment"], context=ELSEWHERE), model)
+        inputs = Inputs.model_validate_json(metadata["inputs"]) if experiment.data.own else None
         return Ticket(int(metadata["peer"]), experiment, shapes, mask, inputs)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise MissingFileError(f"no ticket in {path}: {error}") from None

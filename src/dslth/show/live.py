@@ -3,17 +3,20 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from statistics import fmean
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
 from rich.text import Text
 
 from dslth.runs.events import Event, RoundReport
+from dslth.show.console import err, out
 from dslth.show.tables import Fitted, Row, where_unlike
 from dslth.show.words import amount, decimal, duration, percent, some, spark
 
-__all__ = ["LiveTable"]
+__all__ = ["LiveTable", "follow"]
 
 SILENT_ROUNDS, SILENT_SECONDS = 4, 10.0
 """A peer is stuck that says nothing for so many mean rounds, and at least for so long."""
@@ -149,3 +152,27 @@ class LiveTable:
 
 def _ended(row: Row) -> int:
     return row.last.round + 1 if row.last else 0
+
+
+@contextmanager
+def follow(table: LiveTable, *, quiet: bool) -> Iterator[Callable[[Event], None]]:
+    """Follow a run: the table on a screen, a line every now and then elsewhere, such as in a notebook.
+
+    Ctrl-C must raise KeyboardInterrupt: a table that is left drawn spoils the screen.
+    """
+    if quiet:
+        yield table.take
+    elif out.is_terminal and not out.is_jupyter:
+        with Live(table, console=out, refresh_per_second=2, transient=True):
+            yield table.take
+    else:
+        shown: int | None = None
+
+        def take(event: Event) -> None:
+            nonlocal shown
+            table.take(event)
+            if table.done != shown:
+                shown = table.done
+                err.print(table.line())
+
+        yield take
