@@ -11,10 +11,15 @@ ROOT = Path(__file__).parents[1]
 
 def blocks(page):
     """The blocks of a page: kind, name of the file that it is (or nothing), text."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = written(page)
     found = re.findall(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(found) == text.count("\n```") / 2 >= 1
     return found
+
+
+def written(page):
+    """A page's text; README lies beside the docs."""
+    return (ROOT / ("" if page == "README.md" else "docs") / page).read_text(encoding="utf-8")
 
 
 def follow(page, folder, programs):
@@ -25,6 +30,8 @@ def follow(page, folder, programs):
     for number, (kind, name, block) in enumerate(blocks(page)):
         if name:
             (folder / name).write_text(block)
+        elif kind == "text":  # what a command has printed
+            continue
         elif kind == "python":
             (folder / f"block-{number}.py").write_text(block)
             _run([*programs["python"], f"block-{number}.py"], folder)

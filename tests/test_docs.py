@@ -6,7 +6,7 @@ import pytest
 
 from docs_blocks import blocks, follow
 
-PAGES = ("own.md", "python.md", "report.md", "sinks.md", "sweeps.md", "tutorial.md")
+PAGES = ("own.md", "python.md", "report.md", "sinks.md", "sweeps.md", "tickets.md", "tutorial.md")
 PROGRAMS = {"python": [sys.executable], "dslth": [sys.executable, "-m", "dslth"]}
 
 
