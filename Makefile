@@ -1,6 +1,7 @@
 # make run      environment, ten peers on handwritten digits, live table, report
 # make test     environment with the developers' tools, all tests that need no engine
 # make check    what .ci/run checks besides the tests: style, types, imports
+# make docs     the documentation as a site
 # make venv     the environment with the developers' tools, and nothing else
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ROUNDS ?= 20
 
-.PHONY: run test test-engines check venv clean
+.PHONY: run test test-engines check docs venv clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.ready
@@ -24,11 +25,15 @@ test-engines: venv
 	$(BIN)/python -m pip install --quiet --editable ".[ray]"
 	$(BIN)/python -m pytest -m engine
 
-check: venv
+check: venv docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+# The site, into build/site; whatever mkdocs would warn of is an error.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 venv: $(VENV)/.ready-dev
 

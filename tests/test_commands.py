@@ -88,11 +88,8 @@ def shown(page: str) -> list[str]:
     return [" ".join(re.sub(r"\s+# .*", "", line).split()) for line in lines]
 
 
-OTHERS = [
-    str(page.relative_to(ROOT if page == ROOT / "README.md" else ROOT / "docs"))
-    for page in ALL
-    if page == ROOT / "README.md" or (page.is_relative_to(ROOT / "docs") and page.name not in PAGES)
-]
+NAMES = ["README.md", *(str(page.relative_to(ROOT / "docs")) for page in ALL if page.is_relative_to(ROOT / "docs"))]
+OTHERS = [name for name in NAMES if name not in PAGES]
 
 
 @pytest.mark.parametrize("page", OTHERS)

@@ -6,7 +6,10 @@ import pytest
 
 from docs_blocks import blocks, follow
 
-PAGES = ("own.md", "python.md", "report.md", "sinks.md", "sweeps.md", "tickets.md", "tutorial.md")
+PAGES = (
+    *("explanation/codec.md", "explanation/wire.md", "own.md", "python.md", "report.md"),
+    *("sinks.md", "sweeps.md", "tickets.md", "tutorial.md"),
+)
 PROGRAMS = {"python": [sys.executable], "dslth": [sys.executable, "-m", "dslth"]}
 
 
