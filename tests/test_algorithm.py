@@ -10,6 +10,7 @@ import torch
 
 from dslth import algorithm
 from dslth.algorithm import Setting
+from dslth.config import Schedule
 from dslth.errors import ConfigError
 
 PAPER = Setting(densities=(0.5,), lr=10.0, weight_decay=5e-4, fine_tune_lr=10.0)
@@ -29,6 +30,34 @@ def test_inertia_adds_the_own_last_mask_to_the_neighbours_mean():
     (a,), (own,) = votes(2)
     assert torch.equal(algorithm.lifts([a], [own], PAPER)[0], a)
     assert torch.equal(algorithm.lifts([a], [own], replace(PAPER, inertia=0.5))[0], a + 0.5 * own)
+
+
+def test_neighbours_lift_scores_as_much_as_they_are_told():
+    (a,), (own,) = votes(2)
+    assert torch.equal(algorithm.lifts([a], [own], replace(PAPER, lift=4.0))[0], 4 * a)
+    both = replace(PAPER, lift=2.0, inertia=0.5)
+    assert torch.equal(algorithm.lifts([a], [own], both)[0], 2 * a + 0.5 * own)
+
+
+def test_a_relative_step_is_as_large_as_the_scores_say():
+    s, g, a = torch.tensor([1.0, -3.0]), torch.tensor([3e-6, 1e-6]), torch.tensor([1.0, 0.0])
+    setting = replace(PAPER, lr=0.1, weight_decay=0.0, fine_tune_lr=0.5, relative=True)
+    (stepped,) = algorithm.local_step([s], [g], setting)
+    assert torch.allclose(stepped - s, torch.tensor([-0.3, -0.1]))  # .2 on average: a tenth of 2
+    (tuned,) = algorithm.fine_tune([s], [g], [a], setting)
+    assert torch.allclose(tuned - s, torch.tensor([-1.5, 0.0]))
+    assert torch.equal(algorithm.local_step([s], [0 * g], setting)[0], s)
+    assert torch.equal(g, torch.tensor([3e-6, 1e-6]))  # it is used again
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
+def test_rates_fall_as_the_schedule_says(schedule, half):
+    shares = [algorithm.scheduled(PAPER, Schedule(schedule), done) for done in (0.0, 0.25, 0.5, 1.0)]
+    assert shares[0] == PAPER
+    assert shares[2].lr == pytest.approx(half * PAPER.lr)
+    assert shares[2].fine_tune_lr == pytest.approx(half * PAPER.fine_tune_lr)
+    assert (shares[3].lr == 0) == (schedule != "constant")
+    assert shares[1].lr == pytest.approx({"linear": 0.75, "cosine": 0.8535534}.get(schedule, 1.0) * PAPER.lr)
 
 
 def test_momentum_keeps_a_share_of_the_mean_before():

@@ -79,9 +79,11 @@ def test_looking_at_the_mask_in_between_changes_nothing():
         assert sent != one.mask() == other.mask()
 
 
-@pytest.mark.parametrize("heavy_ball", [0.0, 0.9])
-def test_a_peer_that_takes_up_a_state_goes_on_bit_for_bit(heavy_ball):
-    one, other, neighbour = (learner(heavy_ball=heavy_ball, lr=lr) for lr in (1.0, 1.0, 2.0))
+@pytest.mark.parametrize(
+    "variant", [{}, {"heavy_ball": 0.9}, {"heavy_ball": 0.9, "relative": True, "schedule": "linear", "lift": 4.0}]
+)
+def test_a_peer_that_takes_up_a_state_goes_on_bit_for_bit(variant):
+    one, other, neighbour = (learner(lr=lr, **variant) for lr in (0.1, 0.1, 0.2))
     sent = [neighbour.local_update(round_)[0] for round_ in range(6)]
 
     def play(peer, rounds):

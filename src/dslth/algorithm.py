@@ -9,13 +9,15 @@ exchange, ``combine``, ``fine_tune``. The variants, which are off unless a setti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import cos, pi
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dslth.config import Schedule
 from dslth.learning.means import mean_of
 from dslth.learning.supermask import FrozenNet, kept, structured, top_k
 
@@ -34,6 +36,8 @@ __all__ = [
     "local_step",
     "masked_weights",
     "respond",
+    "scaled",
+    "scheduled",
     "smoothed",
     "straight_through",
     "unbiased",
@@ -45,8 +49,9 @@ class Setting:
     """The constants of one peer: density of each layer, steps, weight decay; the variants are off by default.
 
     ``mean`` is the name of one of ``MEANS`` or of a plugin, ``inertia`` the weight of the own last mask, ``momentum``
-    the share of the last ``a`` that stays, ``heavy_ball`` the share of the last step's direction that stays, ``flip``
-    the probability that randomised response flips a sent bit (below 1/2).
+    the share of the last ``a`` that stays, ``heavy_ball`` the share of the last step's direction that stays, ``lift``
+    the factor by which ``a`` lifts scores, ``flip`` the probability that randomised response flips a sent bit (below
+    1/2). ``relative``: rates are relative to the scores' magnitudes.
     """
 
     densities: Sequence[float]
@@ -59,6 +64,8 @@ class Setting:
     inertia: float = 0.0
     momentum: float = 0.0
     heavy_ball: float = 0.0
+    relative: bool = False
+    lift: float = 1.0
     flip: float = 0.0
 
 
@@ -128,7 +135,8 @@ def gradient(
 
 def local_step(scores: Sequence[Tensor], g: Sequence[Tensor], setting: Setting) -> list[Tensor]:
     """Step down the gradient: ``s <- s - lr * (g + wd * s)`` (step 5)."""
-    return [s - (s * setting.weight_decay).add_(d).mul_(setting.lr) for s, d in zip(scores, g, strict=True)]
+    layers = zip(scores, g, strict=True)
+    return [s - scaled((s * setting.weight_decay).add_(d), s, setting.lr, setting) for s, d in layers]
 
 
 def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], setting: Setting) -> list[Tensor]:
@@ -143,15 +151,17 @@ def combine(masks: Sequence[Sequence[Tensor]], own: Sequence[Tensor], setting: S
 
 def fine_tune(scores: Sequence[Tensor], g: Sequence[Tensor], means: Sequence[Tensor], setting: Setting) -> list[Tensor]:
     """Step again where the new neighbours' masks agree: ``s <- s - lr_ft * g * a'`` (step 7, same gradient)."""
-    return [s - (setting.fine_tune_lr * d).mul_(a) for s, d, a in zip(scores, g, means, strict=True)]
+    layers = zip(scores, g, means, strict=True)
+    return [s - scaled(d.clone(), s, setting.fine_tune_lr, setting).mul_(a) for s, d, a in layers]
 
 
 # --- variants -------------------------------------------------------------------------------------------------------
 
 
 def lifts(means: Sequence[Tensor], own: Sequence[Tensor], setting: Setting) -> list[Tensor]:
-    """Return what replaces ``a`` in steps 1 to 6 and 8 with inertia: ``a + inertia * m``, ``m`` the own last mask."""
-    return [a + setting.inertia * m for a, m in zip(means, own, strict=True)] if setting.inertia else list(means)
+    """Return what replaces ``a`` in steps 1 to 6 and 8: ``lift * a + inertia * m``, ``m`` the own last mask."""
+    lifted = [setting.lift * a for a in means] if setting.lift != 1 else list(means)
+    return [a + setting.inertia * m for a, m in zip(lifted, own, strict=True)] if setting.inertia else lifted
 
 
 def smoothed(before: Sequence[Tensor], now: Sequence[Tensor], setting: Setting) -> list[Tensor]:
@@ -169,6 +179,20 @@ def directions(before: Sequence[Tensor], g: Sequence[Tensor], setting: Setting) 
     """
     keep = setting.heavy_ball
     return [torch.lerp(new, d, keep) for d, new in zip(before, g, strict=True)] if keep else list(g)
+
+
+def scaled(d: Tensor, s: Tensor, rate: float, setting: Setting) -> Tensor:
+    """Return ``rate * d``, in place; with relative rates ``rate * mean|s| * d / mean|d|``, and zeros stay zeros."""
+    if setting.relative and (size := d.abs().mean().item()):
+        rate *= s.abs().mean().item() / size
+    return d.mul_(rate)
+
+
+def scheduled(setting: Setting, schedule: Schedule, done: float) -> Setting:
+    """Return the constants when the share ``done`` of the run's rounds is over: both rates fall by the schedule."""
+    falls = {Schedule.CONSTANT: 1.0, Schedule.LINEAR: 1 - done, Schedule.COSINE: (1 + cos(pi * done)) / 2}
+    share = max(0.0, falls[schedule])
+    return replace(setting, lr=setting.lr * share, fine_tune_lr=setting.fine_tune_lr * share)
 
 
 def respond(masks: Sequence[Tensor], setting: Setting, noise: np.random.Generator) -> list[Tensor]:

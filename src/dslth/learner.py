@@ -188,8 +188,11 @@ class Learner:
             inertia=settings.inertia,
             momentum=settings.momentum,
             heavy_ball=settings.heavy_ball,
+            relative=settings.relative,
+            lift=settings.lift,
             flip=settings.flip,
         )
+        self._now = self._setting  # of the round that is played
         self._gradient: list[Tensor] = []
         self._used: list[Tensor] | None = None
 
@@ -211,7 +214,7 @@ class Learner:
         """Work out from the seed what any peer's mask is before it learns anything; ``ones`` are those of its hello."""
         key = self._owner(peer), tuple(ones)
         if key not in self._forecasts:
-            magnitudes = supermask.first_magnitudes(self.seed, key[0], self._first_masks)
+            magnitudes = supermask.first_magnitudes(self.seed, key[0], self._first_masks, self._algorithm.lift)
             self._forecasts[key] = Forecast(magnitudes, ones)
         return self._forecasts[key]
 
@@ -258,6 +261,8 @@ class Learner:
         losses: list[float] = []
         total: list[Tensor] = []
         steps = self._algorithm.local_steps
+        done = min(1.0, round_ / self._experiment.rounds)
+        self._now = algorithm.scheduled(self._setting, self._algorithm.schedule, done)
         with threads(self._threads):
             for step in range(steps):
                 images, labels = self._placed(self._samples.batch(round_, step))
@@ -265,7 +270,7 @@ class Learner:
                     self.net, self._masks(), self._scores, self._lifts(), images, labels, self._setting
                 )
                 directions = algorithm.directions(self._directions, gradient.g, self._setting)
-                self._scores, self._used = algorithm.local_step(self._scores, directions, self._setting), None
+                self._scores, self._used = algorithm.local_step(self._scores, directions, self._now), None
                 self._directions = directions if self._setting.heavy_ball else []
                 losses.append(gradient.loss)
                 total = [t.add_(g) for t, g in zip(total, gradient.g, strict=True)] if total else gradient.g
@@ -292,7 +297,7 @@ class Learner:
         with threads(self._threads):
             mean = algorithm.combine([self._unpacked(masks[peer]) for peer in sorted(masks)], self._own, self._setting)
             self._means = algorithm.smoothed(self._means, mean, self._setting)
-            self._scores = algorithm.fine_tune(self._scores, self._gradient, self._means, self._setting)
+            self._scores = algorithm.fine_tune(self._scores, self._gradient, self._means, self._now)
             self._used = None
 
     def _unpacked(self, mask: BitMask) -> list[Tensor]:

@@ -370,7 +370,8 @@ def test_the_default_preset_is_signed(file: Path) -> None:
 
 def test_strong_is_signed_with_what_was_measured_to_help(file: Path) -> None:
     signed, strong = (load(file, with_keys(preset=preset)).experiment for preset in ("signed", "strong"))
-    assert strong.algorithm == signed.algorithm.model_copy(update={"heavy_ball": 0.9})
+    recipe = {"heavy_ball": 0.9, "relative": True, "schedule": "linear", "lr": 0.2, "fine_tune_lr": 0.0, "lift": 2.0}
+    assert strong.algorithm == signed.algorithm.model_copy(update=recipe)
     assert strong.model == signed.model
 
 

@@ -27,7 +27,7 @@ from dslth.bench.entropy import ORDERS, mask_bits
 from dslth.bench.methods import METHODS, Alone, Compared, before_exchange
 from dslth.bench.tuning import VALIDATION, Unfinished, Values, search, words
 from dslth.coding import codecs
-from dslth.config import CodecName, RunConfig, TransportName
+from dslth.config import CodecName, RunConfig, Schedule, TransportName
 from dslth.engines.base import PeerJob, mask_learner
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError
@@ -119,7 +119,14 @@ MASK_RATE = {"lr": MASK_RATES["lr"]}
 _CODECS = (*(codec.name for codec in codecs.BY_ID.values()), CodecName.AUTO)
 _ROWS = (
     *(Row(f"mce-{name}", f"MCE-PL, codec {name}", Recorded, codec=name, grid=MASK_RATES) for name in _CODECS),
-    Row("mce-strong", "MCE-PL, with strong's heavy ball", Recorded, algorithm={"heavy_ball": 0.9}, grid=MASK_RATES),
+    Row("mce-strong", "MCE-PL, with a heavy ball", Recorded, algorithm={"heavy_ball": 0.9}, grid=MASK_RATES),
+    Row(
+        "mce-relative",
+        "MCE-PL, with relative steps that fall to 0 (preset strong)",
+        Recorded,
+        algorithm={"heavy_ball": 0.9, "relative": True, "schedule": Schedule.LINEAR, "fine_tune_lr": 0.0},
+        grid={"lr": (0.03, 0.1, 0.3), "lift": (1.0, 2.0, 4.0)},
+    ),
     Row("mce-alone", "MCE-PL without exchange", mask_learner, algorithm={"exchange": False}, grid=MASK_RATE),
     Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(Recorded, lift=False), grid=MASK_RATES),
     Row("mce-no-tune", "MCE-PL without fine-tuning", Recorded, algorithm={"fine_tune_lr": 0.0}, grid=MASK_RATE),

@@ -17,6 +17,7 @@ __all__ = [
     "Phase",
     "Preset",
     "Restart",
+    "Schedule",
     "Scores",
     "Security",
     "TransportName",
@@ -90,6 +91,14 @@ class Scores(StrEnum):
 
     OWN = "own"
     COMMON = "common"
+
+
+class Schedule(StrEnum):
+    """What becomes of the rates over a run's rounds."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
 
 
 class MeanName(StrEnum):

@@ -40,6 +40,7 @@ from dslth.config.names import (
     ModelName,
     Norm,
     Preset,
+    Schedule,
     Scores,
     Security,
 )
@@ -605,6 +606,9 @@ class AlgorithmConfig(Settings):
     ``inertia``: a peer's own last mask lifts its scores too, by this factor of what the neighbours' mean does: fewer
     bits flip. ``momentum``: share of the neighbours' mean that stays from one round to the next.
     ``heavy_ball``: share of a step's direction that stays in the next one (momentum of the scores).
+    ``relative``: rates are relative to scores: a step moves a layer's scores by ``lr`` times their mean magnitude on
+    average, however large the gradient is. ``schedule``: what becomes of both rates over the run's rounds; ``linear``
+    and ``cosine`` fall to 0. ``lift``: how much neighbours' masks lift scores, as a multiple of the paper's.
     ``mean``: how neighbours' masks are averaged; all but ``plain`` defend against neighbours that lie, see
     ``algorithm.combine``. ``epsilon``: each bit of a sent mask is flipped with probability ``1 / (1 + exp(epsilon))``
     (randomised response), and the mean is corrected for that bias; None: no bit is.
@@ -622,6 +626,9 @@ class AlgorithmConfig(Settings):
     inertia: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     heavy_ball: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    relative: bool = False
+    schedule: Schedule = Schedule.CONSTANT
+    lift: Annotated[float, Field(ge=0, le=1000)] = 1.0
     mean: Annotated[MeanName | str, Named(MeanName, "means")] = MeanName.PLAIN
     epsilon: Annotated[float, Field(ge=0.001, le=100)] | None = None
     exchange: bool = True
@@ -669,11 +676,20 @@ _SIGNED: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+_STRONG: Mapping[str, Any] = {
+    "lr": 0.2,
+    "fine_tune_lr": 0.0,
+    "heavy_ball": 0.9,
+    "relative": True,
+    "schedule": Schedule.LINEAR,
+    "lift": 2.0,
+}
+
 PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     # For accuracy: signed constants, group norm, several steps a round.
     Preset.SIGNED: _SIGNED,
     # As signed, with what was measured to help at equal steps: docs/experiments/recipe.md.
-    Preset.STRONG: {**_SIGNED, "algorithm": {**_SIGNED["algorithm"], "heavy_ball": 0.9}},
+    Preset.STRONG: {**_SIGNED, "algorithm": {**_SIGNED["algorithm"], **_STRONG}},
     # The paper's protocol, constant for constant.
     Preset.MCE_PL: {
         "model": {"init": Init.DEFAULT, "norm": Norm.LOCAL_RESPONSE, "output_elu": True},
@@ -775,12 +791,15 @@ def identity(run: RunConfig, edges: str) -> dict[str, str]:
 
     Peers may choose for themselves, so left out are: rounds, data folder, codec, deadline, staleness, checkpoints,
     evaluation, device, links. So are settings that came after the first version while they are off: validation,
-    ``heavy_ball``. Where own data and own code lie and how data are read is a peer's own business: hellos say what data
-    and which layers they are.
+    ``heavy_ball`` and others of the algorithm. Where own data and own code lie and how data are read is a peer's own
+    business: hellos say what data and which layers they are.
     """
     reading = ("folder", "path", "label", "client", "classes", "shape", "tokens")
     data = {*reading, "test_samples", *(() if run.experiment.data.validation else ("validation",))}
-    algorithm = set() if run.experiment.algorithm.heavy_ball else {"heavy_ball"}
+    later = ("heavy_ball", "relative", "schedule", "lift")
+    algorithm = {
+        key for key in later if getattr(run.experiment.algorithm, key) == AlgorithmConfig.model_fields[key].default
+    }
     shared = run.experiment.model_dump(
         mode="json",
         exclude=dict.fromkeys(

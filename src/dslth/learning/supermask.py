@@ -141,13 +141,15 @@ def unit_scores(seed: int, owner: int | str, layer: int, shape: tuple[int, ...])
     return 2 * Stream(seed, "scores", owner, layer).uniform(*shape) - 1
 
 
-def first_magnitudes(seed: int, owner: int | str, masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float32]]:
+def first_magnitudes(
+    seed: int, owner: int | str, masks: Sequence[NDArray[np.bool_]], lift: float = 1.0
+) -> list[NDArray[np.float32]]:
     """Work out the magnitudes of the first effective scores, flat, one array a layer; ``masks`` are the first ones.
 
-    Computed in units of the scores' bound, and so exact: ``|e| = |s| + mean|s| * a`` with ``mean|s| = 1/2``.
+    Computed in units of the scores' bound, and so exact: ``|e| = |s| + lift * mean|s| * a`` with ``mean|s| = 1/2``.
     """
     scores = [unit_scores(seed, owner, number, mask.shape) for number, mask in enumerate(masks)]
-    return [(np.abs(s) + np.float32(0.5) * a).ravel() for s, a in zip(scores, masks, strict=True)]
+    return [(np.abs(s) + np.float32(0.5 * lift) * a).ravel() for s, a in zip(scores, masks, strict=True)]
 
 
 def bernoulli_masks(net: FrozenNet, seed: int, density: config.Density) -> list[Tensor]:

@@ -76,6 +76,7 @@ def _setting(experiment: ExperimentConfig, mask: BitMask, lr: float) -> algorith
         fine_tune_lr=0.0,
         lasso=settings.lasso,
         min_filter_weights=settings.min_filter_weights,
+        relative=settings.relative,
     )
 
 

@@ -130,4 +130,4 @@ def _history(net: FrozenNet, head: Head) -> History:
     algorithm, seed = head.experiment.algorithm, head.experiment.seed
     owner = head.peer if algorithm.scores == Scores.OWN else "common"
     first = [mask.numpy().astype(bool) for mask in supermask.bernoulli_masks(net, seed, algorithm.density)]
-    return History(Forecast(supermask.first_magnitudes(seed, owner, first), head.ones))
+    return History(Forecast(supermask.first_magnitudes(seed, owner, first, algorithm.lift), head.ones))
