@@ -5,7 +5,9 @@ from pathlib import Path
 from dslth import files
 from dslth.errors import DslthError, OutputError
 from dslth.runs import frames
-from dslth.runs.events import Event, RoundReport
+from dslth.runs.events import Event
+from dslth.runs.folder import RunFolder
+from dslth.runs.summary import rounds_of
 from dslth.sinks.base import About
 
 __all__ = ["Parquet"]
@@ -25,18 +27,17 @@ class Parquet:
             self._place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"sink parquet={where}: {error.strerror}; name a folder that can be written") from None
-        self._rounds: list[RoundReport] = []
+        self._run = RunFolder(run.folder)
 
     def emit(self, event: Event) -> None:
-        """Keep a round's report."""
-        if isinstance(event, RoundReport):
-            self._rounds.append(event)
+        """Do nothing: the run folder keeps all reports, also those from before a run was resumed."""
 
     def close(self) -> None:
         """Write the tables, whole or not at all."""
+        reports = [report for events in self._run.events().values() for report in rounds_of(events)]
         tables = {
-            "rounds": frames.frame(frames.rounds(self._rounds), ["peer", "round"]),
-            "links": frames.frame(frames.links(self._rounds), ["peer", "round", "neighbour"]),
+            "rounds": frames.frame(frames.rounds(reports), ["peer", "round"]),
+            "links": frames.frame(frames.links(reports), ["peer", "round", "neighbour"]),
         }
         for name, table in tables.items():
             files.replace(self._place / f"{name}.parquet", table.to_parquet(index=False))
