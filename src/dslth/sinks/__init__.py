@@ -5,7 +5,7 @@ A sink runs in a thread of its own. One that fails says so once, and the run goe
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 
 from dslth.config import plugins
@@ -49,7 +49,7 @@ def opened(
     names: Iterable[str],
     run: About,
     watch: Callable[[Event], None] = lambda event: None,
-    failed: Callable[[str], None] = lambda text: say(f"dslth: {text}; learning continues"),
+    failed: Callable[[str], None] = lambda text: say(f"dslth: {text}"),
 ) -> Iterator[Callable[[Event], None]]:
     """Open sinks, each ``NAME`` or ``NAME=WHERE``; yield what passes a report to ``watch``, and then to all of them.
 
@@ -89,12 +89,19 @@ def _apart(
                 sink.emit(event)
             sink.close()
         except Exception as error:  # of a program or a network that is not ours
-            failed(f"sink {name}: {_told(error)}; it is given no more reports")
+            failed(f"sink {name}: {_told(error)}; it is given no more reports, the run goes on")
+            with suppress(Exception):
+                sink.close()
 
     thread = threading.Thread(target=work, name=f"dslth-sink-{name}", daemon=True)
     thread.start()
+
+    def emit(event: Event) -> None:
+        if thread.is_alive():
+            waiting.put(event)
+
     try:
-        yield waiting.put
+        yield emit
     finally:
         waiting.put(None)
         thread.join(LAST_SECONDS)
