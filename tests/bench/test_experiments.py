@@ -2,13 +2,23 @@
 
 import csv
 import json
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
 
 from dslth import config
 from dslth.bench.cells import Cells
-from dslth.bench.experiments import plan, work
-from dslth.errors import ConfigError, MissingFileError
+from dslth.bench.experiments import parallel, plan, work
+from dslth.engines.base import end_on_signals
+from dslth.errors import ConfigError, DataError, MissingFileError, PeerFailedError
+from dslth.stop import Stop
+from live import wait_for
 
 SHIPPED = sorted(file.stem for file in config.shipped("experiments").glob("*.yaml"))
 SMALL = """
@@ -103,3 +113,76 @@ def test_a_variant_that_is_not_there_or_a_row_is_named(tmp_path):
         work.cells_of(plan.read(file), {})
     with pytest.raises(MissingFileError, match=", ".join(SHIPPED)):
         plan.read("absent")
+
+
+# --- side by side ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pieces", "cores", "memory", "available", "width"),
+    [(9, 4, 1, 100, 4), (3, 4, 1, 100, 3), (9, 4, 30, 100, 3), (9, 4, 200, 100, 1), (9, 4, 0, 100, 4), (0, 4, 1, 9, 1)],
+)
+def test_as_many_go_side_by_side_as_cores_and_memory_allow(pieces, cores, memory, available, width):
+    assert parallel.at_once(pieces, cores, memory, available) == width
+
+
+def squared(number, folder):
+    (folder / "mine").write_text("")
+    return number**2, sorted(os.sched_getaffinity(0)), str(folder)
+
+
+def failing(folder):
+    raise DataError("no such data")
+
+
+def dying(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def endless(file, folder):
+    file.write_text(str(os.getpid()))
+    stop = Stop()
+    with end_on_signals(stop):
+        while not stop.is_set():
+            time.sleep(0.01)
+
+
+def test_each_piece_has_its_share_of_the_cores_and_a_folder_that_goes():
+    cores = sorted(os.sched_getaffinity(0))
+    found = dict(parallel.results([partial(squared, number) for number in range(5)], 2, Stop()))
+    assert {number: result for number, (result, _, _) in found.items()} == {n: n * n for n in range(5)}
+    assert {tuple(share) for _, share, _ in found.values()} <= {tuple(cores[0::2]), tuple(cores[1::2])}
+    assert not any(Path(folder).exists() for _, _, folder in found.values())
+
+
+@pytest.mark.parametrize(
+    ("work", "error", "words"), [(failing, DataError, "no such data"), (dying, PeerFailedError, "died")]
+)
+def test_a_piece_that_fails_ends_the_others(work, error, words, tmp_path):
+    file = tmp_path / "pid"
+    with pytest.raises(error, match=words):
+        list(parallel.results([partial(endless, file), work], 2, Stop()))
+    assert not file.exists() or not psutil.pid_exists(int(file.read_text()))
+
+
+def test_an_interrupted_piece_ends_properly(tmp_path):
+    file, stop = tmp_path / "pid", Stop()
+    results = parallel.results([partial(endless, file), partial(endless, tmp_path / "second")], 1, stop)
+    threading.Thread(target=lambda: (wait_for(file.exists), stop.set())).start()
+    assert list(results) == [(0, None)]
+    assert not (tmp_path / "second").exists()
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(commands, tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL.replace("seeds: [1]", "seeds: [1, 2, 3, 4, 5, 6]"))
+    line = ("dslth", "experiment", "small.yaml", "--out", "out", "--json")
+    going = commands.start(*line)
+    wait_for(lambda: list((tmp_path / "out/cells").glob("*.json")))
+    os.killpg(going.pid, signal.SIGINT)
+    stdout, stderr = going.communicate(timeout=60)
+    assert going.returncode == 130, stderr
+    kept = len(json.loads(stdout)["cells"])
+    assert 1 <= kept < 12
+    again = commands.run(*line)
+    assert f"{kept} of 12 cells were finished before" in again.stderr
+    assert len(json.loads(again.stdout)["cells"]) == 12

@@ -32,7 +32,7 @@ def sweep(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run every combination of settings with every seed, in virtual time on all cores; print mean and spread of each.
+    """Run every combination of settings with every seed, in virtual time, side by side; print mean and spread of each.
 
     It can be interrupted: called again, it goes on with the runs that are not finished, or whose settings changed.
     Accuracies are those on test samples: to choose settings by them, hold samples out with --set data.validation=0.1.

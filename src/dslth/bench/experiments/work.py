@@ -1,25 +1,28 @@
 """The cells of an experiment: what each measures, and how one is done."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dslth import config, topology
 from dslth.bench.cells import Cells, told
 from dslth.bench.comm import ROWS, Row, measure
+from dslth.bench.experiments.parallel import at_once, results
 from dslth.bench.experiments.plan import Plan, Runs, Variant
 from dslth.bench.experiments.subsets import DRAWN, SubsetSums, approximate, bits_per_candidate, log_deciles
 from dslth.bench.speed import machine
 from dslth.config import RunConfig
-from dslth.engines.base import mask_learner, preflight
+from dslth.engines.base import mask_learner, predicted_memory, preflight
 from dslth.engines.batched import Batched
 from dslth.engines.supervisor import run_local
 from dslth.errors import ConfigError
+from dslth.limits import available_memory
 from dslth.runs import tickets
 from dslth.runs.folder import RunFolder
 from dslth.runs.summary import summarise
@@ -38,13 +41,14 @@ Figures = dict[str, Any]
 class Cell:
     """One piece of work: its variant and seed; ``settings`` say all that its figures depend on.
 
-    ``work`` takes a run folder and returns the figures, None if it was interrupted.
+    ``work`` takes a run folder and returns the figures, None if it was interrupted. ``memory``: bytes that it may take.
     """
 
     variant: str
     seed: int
     settings: Mapping[str, Any]
     work: Callable[[Path], Figures | None]
+    memory: int = 1 << 29
 
     @cached_property
     def name(self) -> str:
@@ -83,24 +87,26 @@ def cells_of(plan: Plan, changes: Mapping[str, Any]) -> list[Cell]:
 def do(cells: Sequence[Cell], store: Cells, stop: Stop, say: Callable[[str], None]) -> list[Done]:
     """Do the cells that are not finished; return all that are then, in the given order.
 
-    Ends early if ``stop`` is set, or a run is interrupted. Raises DslthError where a run fails.
+    As many go side by side as there are cores, and memory for the largest. Ends early if ``stop`` is set. Raises
+    DslthError where a run fails.
     """
     records = {cell: store.finished(cell.name, cell.settings) for cell in cells}
     left = [cell for cell, record in records.items() if record is None]
     if left and len(left) < len(cells):
         say(f"{len(cells) - len(left)} of {len(cells)} cells were finished before")
     began = time.monotonic()
-    for number, cell in enumerate(left, 1):
-        if stop.is_set():
-            break
-        with TemporaryDirectory(prefix="dslth-experiment-") as folder:  # of the run, until its figures are known
-            figures = cell.work(Path(folder))
-        if figures is None:
-            break
-        records[cell] = store.finish(cell.name, cell.settings, figures, machine())
-        rest = (time.monotonic() - began) / number * (len(left) - number)
-        result = f": {percent(figures['accuracy_personal'])}" if "accuracy_personal" in figures else ""
-        say(f"{cell.variant}, seed {cell.seed}{result}; {number} of {len(left)} cells, {_duration(rest)} left")
+    memory = max((cell.memory for cell in left), default=0)
+    width = at_once(len(left), len(os.sched_getaffinity(0)), memory, available_memory())
+    number = 0
+    with closing(results([cell.work for cell in left], width, stop)) as finished:
+        for which, figures in finished:
+            if figures is None:  # interrupted
+                continue
+            cell, number = left[which], number + 1
+            records[cell] = store.finish(cell.name, cell.settings, figures, machine())
+            rest = (time.monotonic() - began) / number * (len(left) - number)
+            result = f": {percent(figures['accuracy_personal'])}" if "accuracy_personal" in figures else ""
+            say(f"{cell.variant}, seed {cell.seed}{result}; {number} of {len(left)} cells, {_duration(rest)} left")
     return [Done(cell, record) for cell, record in records.items() if record is not None]
 
 
@@ -148,7 +154,8 @@ def _run(runs: Runs, name: str, variant: Variant, seed: int, changes: Mapping[st
     settings = row.settings(settings).model_copy(update={"network": settings.network})
     graph = topology.build(settings.graph, seed)
     preflight(settings, graph, virtual=True)
-    return Cell(name, seed, told(settings, graph) | {"row": row.name}, partial(_learn, row, settings, graph))
+    known_by = told(settings, graph) | {"row": row.name}
+    return Cell(name, seed, known_by, partial(_learn, row, settings, graph), predicted_memory(settings, graph))
 
 
 def _learn(row: Row, settings: RunConfig, graph: Topology, folder: Path) -> Figures | None:
