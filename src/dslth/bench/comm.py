@@ -114,6 +114,8 @@ class Row:
 
 MASK_RATES = {"lr": (0.3, 1.0, 3.0, 10.0), "fine_tune_lr": (0.3, 1.0, 3.0)}
 """As many as the methods that masks are compared with have to choose from."""
+FALLING = {"heavy_ball": 0.9, "relative": True, "schedule": Schedule.LINEAR, "fine_tune_lr": 0.0}
+FALLING_RATES = (0.03, 0.1, 0.3)
 MASK_RATE = {"lr": MASK_RATES["lr"]}
 
 _CODECS = (*(codec.name for codec in codecs.BY_ID.values()), CodecName.AUTO)
@@ -124,8 +126,15 @@ _ROWS = (
         "mce-relative",
         "MCE-PL, with relative steps that fall to 0 (preset strong)",
         Recorded,
-        algorithm={"heavy_ball": 0.9, "relative": True, "schedule": Schedule.LINEAR, "fine_tune_lr": 0.0},
-        grid={"lr": (0.03, 0.1, 0.3), "lift": (1.0, 2.0, 4.0)},
+        algorithm=FALLING,
+        grid={"lr": FALLING_RATES, "lift": (1.0, 2.0, 4.0)},
+    ),
+    Row(
+        "mce-relative-alone",
+        "MCE-PL without exchange, with relative steps that fall to 0",
+        mask_learner,
+        algorithm={**FALLING, "exchange": False},
+        grid={"lr": FALLING_RATES},
     ),
     Row("mce-alone", "MCE-PL without exchange", mask_learner, algorithm={"exchange": False}, grid=MASK_RATE),
     Row("mce-no-lift", "MCE-PL without aggregation tensor", partial(Recorded, lift=False), grid=MASK_RATES),
