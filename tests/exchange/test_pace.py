@@ -40,7 +40,7 @@ def refused(summary):
 
 def test_a_slow_peer_costs_its_neighbours_time_and_no_bytes(ring):
     fast, masks, _ = ring("fast", rounds=6, evaluate_every=1)
-    slow, same, reports = ring("slow", rounds=6, evaluate_every=1, peers={0: {"speed": 0.004}})
+    slow, same, reports = ring("slow", rounds=6, evaluate_every=1, peers={0: {"speed": 0.002}})
     assert same == masks
     assert max(report.seconds.wait for report in reports[1]) > 2  # long enough for peer 1 to have asked
     assert slow.payload_bytes_sent == fast.payload_bytes_sent
