@@ -1,5 +1,6 @@
 """Peers as actors of a Ray cluster of two nodes."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +10,33 @@ import pytest
 from containers import sh, wait_for
 from dslth.runs.summary import Summary
 from live import digests, printed, written
+from processes import ENV
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 DSLTH = Path(sys.executable).with_name("dslth")
+
+
+PROBE = """
+import sys, time
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+deadline = time.monotonic() + 120
+for node in [node["NodeID"] for node in ray.nodes()]:
+    here = ray.remote(lambda: ray.get_runtime_context().get_node_id())
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    while True:
+        try:
+            assert ray.get(here.options(num_cpus=0, scheduling_strategy=place).remote()) == node
+            break
+        except ray.exceptions.RayError:
+            if time.monotonic() > deadline:
+                raise
+assert len(ray.nodes()) == 2
+"""
+"""Waits until work can be placed on both nodes: the cluster knows of a new one before it does so."""
 
 
 @pytest.fixture
@@ -22,6 +46,10 @@ def cluster():
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)
+    probed = subprocess.run(
+        [sys.executable, "-c", PROBE, made.address], env=ENV, capture_output=True, text=True, timeout=240
+    )
+    assert probed.returncode == 0, probed.stderr
     yield made
     made.shutdown()
 
