@@ -102,6 +102,28 @@ def test_a_peer_that_takes_up_a_state_goes_on_bit_for_bit(variant):
     assert play(one, range(3, 6)) == first
 
 
+@pytest.mark.parametrize(("schedule", "moves"), [("constant", True), ("linear", False), ("cosine", False)])
+def test_rates_have_fallen_when_the_rounds_are_over(schedule, moves):
+    peer, neighbour = learner(schedule=schedule), learner(lr=2.0)
+    rounds = peer._experiment.rounds
+    before, received = peer.mask(), {1: neighbour.local_update(0)[0]}
+    sent, _ = peer.local_update(rounds)
+    assert (sent != before) == moves
+    peer.fine_tune(received)
+    with_received = peer.mask()
+    peer.fine_tune(received)  # again along the same gradient
+    assert (peer.mask() != with_received) == moves
+    assert learner(schedule=schedule).local_update(0)[0] == learner().local_update(0)[0]
+
+
+@pytest.mark.parametrize("lift", [0.0, 1.0, 4.0])
+def test_neighbours_know_nearly_what_a_mask_is_before_anything_is_learned(lift):
+    peer, other = learner(lift=lift), learner(lift=0.5)
+    told = peer.forecast(0, peer.ones).mask
+    assert max(peer.mask().flips(told)) < 0.005  # a mean of magnitudes is not quite what it is expected to be
+    assert min(other.mask().flips(told)) > 0.02
+
+
 def test_noise_on_what_is_sent_is_not_the_seeds():
     one, other = learner(epsilon=1), learner(epsilon=1)
     assert one.local_update(0)[0] != other.local_update(0)[0]
