@@ -105,6 +105,20 @@ def test_a_codec_must_be_one(here):
         codecs.by_id(130)
 
 
+@pytest.mark.parametrize("wire_id", [0, 3, 127, 256])
+def test_a_codecs_wire_id_is_one_for_plugins(wire_id, here, monkeypatch):
+    from dslth.coding import codecs
+
+    here(codecs={"bits": "extra:bits"})
+    codecs._plugins.cache_clear()
+    import extra
+
+    monkeypatch.setattr(extra, "bits", replace(extra.bits, wire_id=wire_id))
+    with pytest.raises(ConfigError, match="with a wire id of 128 to 255"):
+        codecs.by_id(200)
+    codecs._plugins.cache_clear()
+
+
 def test_two_codecs_cannot_share_a_wire_id(here, monkeypatch):
     from dslth.coding import codecs
 
