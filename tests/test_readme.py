@@ -51,7 +51,9 @@ def would_do(target):
 
 def test_to_run_takes_no_developers_tools():
     run, test = would_do("run"), would_do("test")
-    assert run.index("absent/bin/python -m pip install --quiet --editable .") < run.index("absent/bin/dslth run")
+    assert run.index('absent/bin/python -m pip install --quiet --editable ".[report]"') < run.index(
+        "absent/bin/dslth run"
+    )
     assert "[dev]" not in run
     assert test.index("[dev]") < test.index("pytest")
     assert would_do("venv") in test

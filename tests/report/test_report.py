@@ -171,3 +171,14 @@ def test_the_commands_write_what_they_say(two, commands, tmp_path):
     run = commands.run("dslth", "run", "-t", "ring", "--rounds", 2, "--out", "run", "--report", "--json")
     assert printed(run).rounds == 2
     assert "<title>run" in Path(tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_leaves_its_page_unless_it_is_large_or_told_not_to(commands, tmp_path):
+    line = ("dslth", "run", "-t", "ring", "--engine", "batched", "--rounds", "1", "--set", "model.name=mlp")
+    drawn = commands.run(*line, "--out", "drawn")
+    assert "pictures: drawn/report.html" in drawn.stdout
+    for name, options in (("not", ("--no-report",)), ("large", ("--set", "graph.peers=201"))):
+        told = commands.run(*line, *options, "--set", "data.partition={kind: iid}", "--out", name)
+        assert told.returncode == 0, told.stderr
+        assert "pictures" not in told.stdout
+        assert not (tmp_path / name / "report.html").exists()

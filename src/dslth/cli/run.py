@@ -26,7 +26,7 @@ from dslth.errors import CheckpointError, MissingFileError
 from dslth.report import page
 from dslth.runs.folder import Launch, RunFolder
 from dslth.runs.summary import check_played, summarise
-from dslth.show.console import err
+from dslth.show.console import err, out
 from dslth.show.live import LiveTable, follow
 from dslth.sinks import About, opened
 from dslth.transport import faulty
@@ -37,11 +37,11 @@ ONLY_OF_PROCESSES = {"transport", "address", "restart", "orphans", "curve", "ins
 """Launch options of peers that have a process and sockets each."""
 
 
-def _can_draw(wanted: bool | None) -> bool:
+def _can_draw(wanted: bool | None) -> bool | None:
     """Look for what draws the report before the run, not after it."""
     if wanted:
         page.check()
-    return page.can_draw() if wanted is None else wanted
+    return wanted
 
 
 ReportOption = Annotated[
@@ -49,7 +49,8 @@ ReportOption = Annotated[
     typer.Option(
         "--report/--no-report",
         callback=_can_draw,
-        help="Whether to write a page with pictures of the run, report.html, into it [default: if it can be drawn].",
+        help="Whether to write a page with pictures of the run, report.html, into it [default: with up to "
+        f"{page.MANY} peers, if it can be drawn].",
     ),
 ]
 
@@ -149,7 +150,8 @@ def run(
                 engine=partial(Ray, cluster=launch.address) if on_ray else Batched if batched else None,
                 launch=launch,
             )
-        _tell(outcome, as_json=as_json, report=bool(report))
+        report = page.can_draw() and graph.peers <= page.MANY if report is None else report
+        _tell(outcome, as_json=as_json, report=report)
 
 
 def _as_before(context: typer.Context, typed: Launch, before: Launch) -> Launch:
@@ -166,12 +168,13 @@ def _typed(context: typer.Context) -> set[str]:
 def _tell(outcome: Outcome, *, as_json: bool, report: bool = False) -> None:
     """Show the outcome of a run, with a ``report`` also as a page, and end with its exit code."""
     folder = outcome.folder
-    if report and outcome.summary:
-        page.add_to(folder.path)
+    drawn = page.add_to(folder.path) if report and outcome.summary else None
     if as_json and outcome.summary:
         print(outcome.summary.to_json())  # noqa: T201
     elif outcome.summary:
         showing.show(folder, outcome.summary)
+        if drawn:
+            out.print(f"pictures: {drawn}", soft_wrap=True)
     if outcome.interrupted:
         resumable = outcome.summary and folder.launch().engine != EngineName.BATCHED
         resume = f"; to resume: dslth run --resume {folder.path}" if resumable else ""

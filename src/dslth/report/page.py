@@ -17,6 +17,8 @@ from dslth.terminal import say
 
 __all__ = ["add_to", "can_draw", "check", "content", "page", "picture_file", "write"]
 
+MANY = 200
+"""Peers up to which a run draws its page unasked: with more it takes long, and shows little."""
 MOST_ROWS = 2000
 """Of a picture's table: more would make the page slow. The rest is in the run folder."""
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -78,12 +80,15 @@ def check() -> None:
         raise DslthError(MISSING)
 
 
-def add_to(folder: Path) -> None:
-    """Write a run's page into its folder; if that fails, say so: it can be written later."""
+def add_to(folder: Path) -> Path | None:
+    """Write a run's page into its folder, and return it; if that fails, say so: it can be written later."""
+    path = folder / "report.html"
     try:
-        write(folder / "report.html", [folder])
+        write(path, [folder])
     except DslthError as error:
         say(f"dslth: no report.html: {error}")
+        return None
+    return path
 
 
 def write(path: Path, folders: Sequence[Path]) -> int:
