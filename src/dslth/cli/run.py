@@ -168,12 +168,13 @@ def _typed(context: typer.Context) -> set[str]:
 def _tell(outcome: Outcome, *, as_json: bool, report: bool = False) -> None:
     """Show the outcome of a run, with a ``report`` also as a page, and end with its exit code."""
     folder = outcome.folder
-    drawn = page.add_to(folder.path) if report and outcome.summary else None
+    if report and outcome.summary:
+        page.add_to(folder.path)
     if as_json and outcome.summary:
         print(outcome.summary.to_json())  # noqa: T201
     elif outcome.summary:
         showing.show(folder, outcome.summary)
-        if drawn:
+        if (drawn := folder.path / "report.html").is_file():
             out.print(f"pictures: {drawn}", soft_wrap=True)
     if outcome.interrupted:
         resumable = outcome.summary and folder.launch().engine != EngineName.BATCHED

@@ -80,15 +80,12 @@ def check() -> None:
         raise DslthError(MISSING)
 
 
-def add_to(folder: Path) -> Path | None:
-    """Write a run's page into its folder, and return it; if that fails, say so: it can be written later."""
-    path = folder / "report.html"
+def add_to(folder: Path) -> None:
+    """Write a run's page into its folder; if that fails, say so: it can be written later."""
     try:
-        write(path, [folder])
+        write(folder / "report.html", [folder])
     except DslthError as error:
         say(f"dslth: no report.html: {error}")
-        return None
-    return path
 
 
 def write(path: Path, folders: Sequence[Path]) -> int:
