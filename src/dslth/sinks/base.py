@@ -8,7 +8,10 @@ from statistics import fmean
 from dslth.config import RunConfig
 from dslth.runs.events import RoundReport
 
-__all__ = ["About", "Means", "figures"]
+__all__ = ["MOST_CURVES", "About", "Means", "figures"]
+
+MOST_CURVES = 100
+"""Peers that trackers show one by one; of a run with more they show the mean alone."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from dslth.errors import DslthError
 from dslth.runs.events import Event, RoundReport
-from dslth.sinks.base import About, Means, figures
+from dslth.sinks.base import MOST_CURVES, About, Means, figures
 
 __all__ = ["MLflow"]
 
@@ -14,8 +14,6 @@ MOST_AT_ONCE = 1000
 """Metrics that a tracking server takes in one request; parameters: a hundred."""
 LONGEST = 500
 """Characters of a parameter's value."""
-MOST_CURVES = 100
-"""Peers that have metrics of their own; of a run with more there is the mean alone."""
 
 
 class MLflow:

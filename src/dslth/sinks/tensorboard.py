@@ -4,12 +4,9 @@ from pathlib import Path
 
 from dslth.errors import DslthError
 from dslth.runs.events import Event, RoundReport
-from dslth.sinks.base import About, Means, figures
+from dslth.sinks.base import MOST_CURVES, About, Means, figures
 
 __all__ = ["TensorBoard"]
-
-MOST_CURVES = 100
-"""Peers that have a curve, and so a file, of their own; of a run with more there is the mean alone."""
 
 
 class TensorBoard:
